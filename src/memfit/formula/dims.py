@@ -1,0 +1,213 @@
+"""Element counts: the atoms of the layer programs, for one job or for arrays of jobs.
+
+Dimension legend: B micro-batch, S sequence, T tokens on the rank (B*S/cp), D hidden, H heads, K kv heads, N head dim,
+F feed-forward width, V vocabulary, E experts, k experts per token; tp, cp, ep, dp the degrees of the mesh axes.
+All values are ``int`` or int64 arrays; only ``+ - * //`` and the helpers here are used, so that arrays equal scalars.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memfit.models.architecture import Attention, Block, Moe, Stack, Tensor
+
+Int = Any
+"""An ``int`` or an int64 array of jobs."""
+
+
+def is_array(value: Int) -> bool:
+    """Whether ``value`` holds many jobs."""
+    return not isinstance(value, (int, float, bool))
+
+
+def maximum(*values: Int) -> Int:
+    """Element-wise maximum."""
+    best = values[0]
+    for value in values[1:]:
+        if is_array(best) or is_array(value):
+            import numpy as np
+
+            best = np.maximum(best, value)
+        elif value > best:
+            best = value
+    return best
+
+
+def minimum(*values: Int) -> Int:
+    """Element-wise minimum."""
+    best = values[0]
+    for value in values[1:]:
+        if is_array(best) or is_array(value):
+            import numpy as np
+
+            best = np.minimum(best, value)
+        elif value < best:
+            best = value
+    return best
+
+
+def where(condition: Int, yes: Int, no: Int) -> Int:
+    """Element-wise choice."""
+    if is_array(condition):
+        import numpy as np
+
+        return np.where(condition, yes, no)
+    return yes if condition else no
+
+
+def cdiv(value: Int, by: Int) -> Int:
+    """Division rounded up."""
+    return -(-value // by)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dims:
+    """The numeric axes of a job: ints, or arrays of equal length.
+
+    Attributes:
+        micro_batch, seq_len, grad_accum: B, S, micro-batches per optimizer step.
+        dp, dp_shard, tp, cp, ep: degrees; ``dp_shard`` is how many data-parallel ranks share one sharded copy.
+        sequence_parallel: the residual stream is split over tp.
+        imbalance_pct: tokens that the fullest expert-parallel rank receives, in percent of the mean.
+        images: images per sequence.
+    """
+
+    micro_batch: Int
+    seq_len: Int
+    grad_accum: Int = 1
+    dp: Int = 1
+    dp_shard: Int = 1
+    tp: Int = 1
+    cp: Int = 1
+    ep: Int = 1
+    sequence_parallel: bool = False
+    imbalance_pct: int = 100
+    images: Int = 0
+
+    @property
+    def tokens(self) -> Int:
+        """T: tokens of one micro-batch on the rank."""
+        return cdiv(self.micro_batch * self.seq_len, self.cp)
+
+    @property
+    def stream_tokens(self) -> Int:
+        """Tokens of the residual stream on the rank."""
+        return cdiv(self.tokens, self.tp) if self.sequence_parallel else self.tokens
+
+
+def part_of(tensor: Tensor) -> str:
+    """The weight atom of a tensor: ``w.<part>.<in|out>``."""
+    part = tensor.part if tensor.part in ("attention", "mlp", "expert", "mixer") else "rest"
+    side = "out" if tensor.tp_dim == 1 or tensor.role in _ROW else "in"
+    return f"w.{part}.{side}"
+
+
+_ROW = frozenset({"o_proj", "down_proj", "out_proj", "dense", "fc2", "c_proj", "wo", "w2", "w_down"})
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors that are split alike: ``numel`` elements, split over tp (``split``: "tp", "kv" or "") and over ep."""
+
+    key: str
+    numel: int
+    split: str
+    expert: bool
+    linear: bool
+    largest: int
+
+    def local(self, d: Dims, num_kv: int) -> Int:
+        """Elements on one tensor- and expert-parallel rank."""
+        ways: Int = 1
+        if self.split == "tp":
+            ways = d.tp
+        elif self.split == "kv":
+            ways = minimum(d.tp, num_kv)
+        if self.expert:
+            ways = ways * d.ep
+        return cdiv(self.numel, ways)
+
+
+def groups(tensors: tuple[Tensor, ...], keep: Callable[[Tensor], bool] = lambda _: True) -> tuple[Group, ...]:
+    """Tensors summed by what decides how they are split."""
+    sums: dict[tuple[str, str, bool, bool], list[int]] = {}
+    for t in tensors:
+        if t.buffer or not keep(t):
+            continue
+        split = "" if t.tp_dim is None else ("kv" if t.role in ("k_proj", "v_proj") else "tp")
+        entry = sums.setdefault((part_of(t), split, t.expert, t.linear), [0, 0])
+        entry[0] += t.numel
+        entry[1] = max(entry[1], math.prod(t.shape))
+    return tuple(Group(k, n, split, expert, linear, big) for (k, split, expert, linear), (n, big) in sums.items())
+
+
+def attention_atoms(att: Attention, d: Dims, tokens: Int) -> dict[str, Int]:
+    """Atoms of an attention sub-layer over ``tokens`` tokens."""
+    heads = cdiv(att.num_heads, d.tp)
+    kv = maximum(cdiv(att.num_kv_heads, d.tp), 1)
+    q = tokens * heads * att.head_dim
+    out = {
+        "q": q,
+        "k": tokens * kv * att.head_dim,
+        "v": tokens * kv * att.v_head_dim,
+        "o": tokens * heads * att.v_head_dim,
+        "h": tokens * heads,
+        "s": tokens * heads * d.seq_len,
+    }
+    out["qkv"] = out["q"] + out["k"] + out["v"]
+    if att.kind == "mla":
+        latent = att.kv_lora_rank + att.qk_rope_head_dim
+        out["m1"] = tokens * att.q_lora_rank
+        out["m2"] = tokens * latent
+        out["m3"] = tokens * latent
+        out["m4"] = tokens * heads * (att.qk_nope_head_dim + att.v_head_dim)
+    return out
+
+
+def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -> dict[str, Int]:
+    """All atoms of one block on one rank."""
+    hidden = stack.hidden_size
+    out: dict[str, Int] = {"x": stream * hidden, "X": tokens * hidden, "t": stream, "T": tokens, "h": tokens}
+    att = block.attention or block.cross
+    if att:
+        out |= attention_atoms(att, d, tokens)
+    ffn = block.ffn
+    if isinstance(ffn, Moe):
+        routed = tokens * ffn.top_k
+        routed = where(d.ep > 1, cdiv(routed * d.imbalance_pct, 100), routed)
+        out["e"] = tokens * ffn.num_experts
+        out["tk"] = tokens * ffn.top_k
+        out["p"] = routed * hidden
+        out["r"] = routed * cdiv(ffn.intermediate, d.tp)
+        out["g"] = tokens * cdiv(ffn.shared_intermediate, d.tp)
+        out["f"] = tokens * cdiv(ffn.dense.intermediate, d.tp) if ffn.dense else 0
+    elif ffn:
+        out["f"] = tokens * cdiv(ffn.intermediate, d.tp)
+    rec = block.recurrent
+    if rec:
+        inner = cdiv(rec.inner, d.tp)
+        conv = cdiv(rec.conv_dim or rec.inner, d.tp)
+        out["i"] = tokens * inner
+        out["c"] = tokens * conv
+        out["b"] = tokens * maximum(cdiv(rec.num_heads, d.tp), 1)
+        out["z"] = tokens * (inner + conv) + 2 * out["b"]
+        out["y"] = cdiv(tokens, rec.chunk) * cdiv(rec.state_elements, d.tp)
+    return out
+
+
+def evaluate(form: Mapping[str, int], atoms: Mapping[str, Int]) -> Int:
+    """The bytes of a linear form."""
+    total: Int = 0
+    for atom, width in form.items():
+        value = atoms.get(atom)
+        if value is not None:
+            total = total + value * width
+    return total
+
+
+def highest(forms: tuple[Mapping[str, int], ...], atoms: Mapping[str, Int]) -> Int:
+    """The largest of several linear forms."""
+    return maximum(*(evaluate(form, atoms) for form in forms))

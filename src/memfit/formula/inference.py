@@ -1,0 +1,143 @@
+"""Inference in its simple form: weights, key/value cache, logits and the running block of a plain transformers run.
+
+Engines that pre-allocate (vLLM, SGLang, llama.cpp ...) follow rules of their own; for them this gives the need of the
+model, not the reservation of the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from memfit.formula import profile as profiles
+from memfit.formula.blocks import program
+from memfit.formula.dims import Dims, block_atoms, cdiv, highest
+from memfit.formula.resolve import Resolved
+from memfit.formula.style import Style
+from memfit.formula.weights import Training, held, local, num_kv
+from memfit.models.architecture import Architecture, Stack, Tensor
+from memfit.models.cache import kv_elements_per_token, state_elements
+from memfit.units import MIB
+
+_KV_BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "fp8": 8, "int8": 8, "q8_0": 8.5, "q4_0": 4.5, "nvfp4": 4.5}
+"""Bits per cached element; GGUF blocks carry a 16-bit scale per 32 elements."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """What serving needs, in bytes on one rank.
+
+    Attributes:
+        weights: stored weights.
+        kv: keys and values of all sequences at full context; ``kv_per_token`` of one more token of one sequence.
+        state: recurrent states of all sequences.
+        activation: temporaries of the running block at the largest step; ``logits`` output logits of that step.
+        tables: precomputed position tables.
+        warnings: what the simple form leaves out.
+    """
+
+    weights: int
+    kv: int
+    kv_per_token: int
+    state: int
+    activation: int
+    logits: int
+    tables: int
+    workspace: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Allocated bytes at the peak."""
+        return self.weights + self.kv + self.state + max(self.activation, self.logits) + self.tables + self.workspace
+
+
+def _version(text: str | None) -> tuple[int, int] | None:
+    match = re.search(r"(\d{1,3})\.(\d{1,3})", text or "")
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int) -> int:
+    """Stored weights on one rank: linear layers in the storage dtype, the rest in 16 bit where the format says so."""
+    dtype = profiles.dtype(weights)
+    whole = dtype.keep16 == "none"
+
+    def quantise(t: Tensor) -> bool:
+        return whole or (t.linear and t.part not in ("head", "embedding"))
+
+    total = 0
+    how = Training(full=False)
+
+    def add(tensors: tuple[Tensor, ...], number: int, kv: int) -> None:
+        nonlocal total
+        parts = held(tensors, how, quantise=quantise)
+        total += dtype.bytes_of(local(parts.quantised, d, kv)) * number
+        total += local(parts.frozen, d, kv) * number * (4 if dtype.name == "fp32" else 2)
+
+    for stack in (arch.decoder, *arch.towers):
+        for block, number in zip(stack.blocks, stack.counts(), strict=True):
+            add(block.tensors, number, num_kv(block))
+        add(stack.extra, 1, 1 << 30)
+    add(arch.outer, 1, 1 << 30)
+    return cdiv(total, pp)
+
+
+def _block_peak(stack: Stack, d: Dims, tokens: int, style: Style) -> int:
+    best = 0
+    for block in stack.blocks:
+        atoms = block_atoms(block, stack, d, tokens, tokens)
+        atoms["enc"] = atoms["x"]
+        best = max(best, highest(program(block, style).inference, atoms))
+    return best
+
+
+def serving(resolved: Resolved) -> Serving:
+    """The memory of a plain inference run."""
+    v, arch = resolved.values, resolved.arch
+    sequences = v["concurrency"] or 1
+    context = v["context"]
+    prompt = min(v["prompt"] or max(context - (v["output"] or 0), 1), context)
+    d = Dims(micro_batch=sequences, seq_len=prompt, tp=v["tp"])
+    warnings: list[str] = []
+    framework = v["framework"]
+    if framework not in ("transformers", "torch", "exllama"):
+        warnings.append(f"`{framework}` reserves memory by rules of its own; this is what the model needs, not its pool")
+    kv_bits = _KV_BITS.get(str(v["kv"]), 16)
+    kv_elements = 0
+    per_token = 0
+    for block in kv_elements_per_token(arch):
+        split = max(1, v["tp"]) if block.per_token else 1
+        kv_elements += cdiv(block.layers * block.per_token * block.tokens_kept(context), split)
+        per_token += cdiv(block.layers * block.per_token, split)
+    state, conv = state_elements(arch)
+    style = Style(trained=False, attention="eager" if v["attention"] == "eager" else "flash", rope="composite")
+    tokens = sequences * prompt
+    step_tokens = min(tokens, v["batch_tokens"]) if v["batch_tokens"] else tokens
+    activation = _block_peak(arch.decoder, Dims(micro_batch=1, seq_len=prompt, tp=v["tp"]), step_tokens, style)
+    version = _version(v["framework_version"]) if "transformers" in (v["framework_version"] or "") else None
+    old = version is not None and version < (4, 45)
+    vocab = arch.vocab_size
+    logits = tokens * vocab * 6 if old else sequences * vocab * 6
+    if v["output"] == 0 and v["prompt"]:
+        logits = tokens * vocab * 2  # a forward pass over the text (perplexity), 16-bit logits of every position
+    tables = 0
+    if old and version is not None and arch.max_positions:
+        # until 4.45 every attention layer kept its own cosine and sine tables for all positions
+        tables = sum(
+            2 * 2 * arch.max_positions * b.attention.rotary_dim * n
+            for b, n in zip(arch.decoder.blocks, arch.decoder.counts(), strict=True)
+            if b.attention and b.attention.rotary_dim
+        )
+    bytes_kv = int(kv_elements * kv_bits // 8)
+    return Serving(
+        weights=weights_bytes(arch, v["weights"] or "bf16", d, v["pp"]),
+        kv=cdiv(bytes_kv * sequences, v["pp"]),
+        kv_per_token=int(per_token * kv_bits // 8),
+        state=cdiv((state * 4 + conv * 2) * sequences, v["pp"] * v["tp"]),
+        activation=activation,
+        logits=logits,
+        tables=tables,
+        workspace=(32 if resolved.gpu and (resolved.gpu.compute_capability or (0, 0)) >= (9, 0) else 9) * MIB,
+        warnings=tuple(warnings),
+    )

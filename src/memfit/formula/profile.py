@@ -1,0 +1,215 @@
+"""Framework profiles, precision schemes, optimizers and storage dtypes, read from the data files beside."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from memfit.errors import UnknownNameError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """Bytes per parameter of one precision scheme; 0 stands for the compute dtype (except ``master`` and ``reduce``).
+
+    ``weight`` resident weights, ``grad`` gradients between backward and step, ``master`` and ``state`` the optimizer's,
+    ``fresh`` gradients as the backward makes them, ``gathered`` and ``reduce`` copies under ZeRO-3, ``step_grad`` the
+    copy of the local gradients that the optimizer step makes.
+    """
+
+    source: str
+    weight: int
+    grad: int
+    master: int
+    state: int
+    fresh: int
+    gathered: int = 0
+    reduce: int = 0
+    step_grad: int = 0
+    autocast: bool = False
+    always: bool = False
+    fused_accumulation: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sharding:
+    """How a framework shards over data parallelism; see the data file for each field."""
+
+    source: str
+    live_units: int = 0
+    copy_in: int = 0
+    reduce_units: int = 0
+    root: bool = False
+    max_live: int = 0
+    bucket_elements: int = 0
+    sub_group: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """Copies of the logits that a loss makes: (compute dtype, fp32) at its forward, kept, and at its backward."""
+
+    source: str
+    forward: tuple[int, int] = (0, 0)
+    kept: tuple[int, int] = (0, 0)
+    backward: tuple[int, int] = (0, 0)
+    slice: int = 0
+    fused: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    """One framework's rows."""
+
+    name: str
+    source: str
+    norm: str = "composite"
+    mlp: str = "eager"
+    rope: str = "composite"
+    sharding: str = "none"
+    optimizer_impl: str = "foreach"
+    vocab_parallel: bool = False
+    gather_inputs: bool = False
+    grouped_experts: bool = False
+    hold_logits: bool = False
+    adapter_fp32: bool = False
+    adapter_dropout: float = 0.0
+    kbit_fp32: bool = False
+    quantize_head: bool = False
+    inputs_grad: bool = False
+    reference: bool = False
+    balance_cost: bool = False
+    bucket: int = 0
+    schemes: Mapping[str, str] = field(hash=False)
+    sharded: Mapping[str, str] = field(hash=False)
+    loss: Mapping[str, str] = field(hash=False)
+    defaults: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Optimizer:
+    """State slots of an optimizer; see the data file for each field."""
+
+    name: str
+    source: str
+    slots: int
+    bits: int = 0
+    block: int = 0
+    matrix_only: bool = False
+    rest: str = ""
+    factored: bool = False
+    largest_temp: int = 0
+    paged: bool = False
+    rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dtype:
+    """Storage of weights: ``num / den`` bits per element."""
+
+    name: str
+    source: str
+    num: int
+    den: int = 1
+    keep16: str = "none"
+
+    def bytes_of(self, numel: Any) -> Any:
+        """Bytes of ``numel`` elements, rounded up."""
+        return -(-numel * self.num // (8 * self.den))
+
+
+def _data(name: str) -> dict[str, Any]:
+    text = resources.files("memfit.formula").joinpath("data", name).read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def _profiles() -> dict[str, Any]:
+    return _data("profiles.toml")
+
+
+@cache
+def data_version() -> str:
+    """Date of the profile data."""
+    return str(_profiles()["meta"]["date"])
+
+
+@cache
+def _raw(name: str) -> dict[str, Any]:
+    table = _profiles()["profile"]
+    row = dict(table[name])
+    parent = row.pop("like", None)
+    if not parent:
+        return row
+    base = _raw(parent)
+    merged = {**base, **row}
+    for key in ("schemes", "sharded", "loss", "defaults"):
+        merged[key] = {**base.get(key, {}), **row.get(key, {})}
+    return merged
+
+
+def names() -> tuple[str, ...]:
+    """Frameworks that train."""
+    return tuple(_profiles()["profile"])
+
+
+@cache
+def profile(name: str) -> Profile:
+    """The profile of a framework.
+
+    Raises:
+        UnknownNameError: no profile has this name.
+    """
+    if name not in _profiles()["profile"]:
+        raise UnknownNameError("training framework", name, names())
+    row = _raw(name)
+    parts = {key: row.get(key, {}) for key in ("schemes", "sharded", "loss", "defaults")}
+    return Profile(name=name, **{k: v for k, v in row.items() if k not in parts}, **parts)
+
+
+@cache
+def scheme(name: str) -> Scheme:
+    """A precision scheme by name."""
+    return Scheme(**_profiles()["scheme"][name])
+
+
+@cache
+def sharding(name: str) -> Sharding:
+    """A sharding mechanism by name."""
+    return Sharding(**_profiles()["sharding"][name]) if name in _profiles()["sharding"] else sharding("none")
+
+
+@cache
+def loss(name: str) -> Loss:
+    """A loss by the name of its row."""
+    row = {k: tuple(v) if isinstance(v, list) else v for k, v in _profiles()["loss"][name].items()}
+    return Loss(**row)
+
+
+@cache
+def optimizer(name: str) -> Optimizer:
+    """An optimizer's rows."""
+    return Optimizer(name=name, **_data("optimizers.toml")[name])
+
+
+@cache
+def dtypes() -> dict[str, Dtype]:
+    """All storage dtypes."""
+    return {k: Dtype(name=k, **v) for k, v in _data("dtypes.toml").items() if k != "meta"}
+
+
+def dtype(name: str | Mapping[str, float]) -> Dtype:
+    """A storage dtype by name, or from ``{"bpw": bits}``.
+
+    Raises:
+        UnknownNameError: no dtype has this name.
+    """
+    if isinstance(name, Mapping):
+        return Dtype(name="bpw", source="stated bits per weight", num=round(float(name["bpw"]) * 1000), den=1000)
+    if name not in dtypes():
+        raise UnknownNameError("weights dtype", name, dtypes())
+    return dtypes()[name]

@@ -1,0 +1,98 @@
+"""From a job to everything the memory model needs: completed fields, architecture, card, capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any
+
+from memfit.errors import JobError, UnknownNameError
+from memfit.formula import profile as profiles
+from memfit.hardware import Gpu, lookup_gpu
+from memfit.job import Completed, Job, complete
+from memfit.models import Architecture
+from memfit.models import resolve as resolve_model
+from memfit.units import GIB
+
+DEFAULT_FRAMEWORK = "transformers"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resolved:
+    """A job with its model and card looked up.
+
+    Attributes:
+        completed: every field of the job with its origin.
+        arch: the model; ``arch_origin`` says where it came from.
+        gpu: the card, None when the job names none.
+        capacity_bytes: what the driver reports as total, None without a card.
+        values: flat view of task, strategy and hardware fields by name.
+    """
+
+    completed: Completed
+    arch: Architecture
+    arch_origin: str
+    gpu: Gpu | None
+    capacity_bytes: int | None
+    others_bytes: int
+    values: Mapping[str, Any] = field(hash=False)
+    stated: Job
+
+
+@lru_cache(maxsize=1024)
+def _gpu(name: str) -> Gpu:
+    return lookup_gpu(name)[0]
+
+
+def defaults_of(framework: str | None) -> dict[str, Any]:
+    """A framework profile's own defaults as dotted paths."""
+    name = framework or DEFAULT_FRAMEWORK
+    if name not in profiles.names():
+        return {}
+    table = dict(profiles.profile(name).defaults)
+    out = {f"strategy.{k}": tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    return out
+
+
+def resolve(job: Job) -> Resolved:
+    """Complete a job and look up its model and card.
+
+    Raises:
+        JobErrors, JobError: the job contradicts itself or names no model.
+        UnknownNameError: the model, the framework or the GPU does not exist.
+        ConfigError, InputFileError: the model's configuration cannot be read.
+    """
+    completed = complete(job, defaults_of(job.strategy.framework))
+    model = job.model
+    if model.config is None and model.name is None:
+        raise JobError("model.name", "no model is given", hint="name a catalog model, a folder, or give `model.config`")
+    family = (model.extra or {}).get("as")
+    arch, origin = resolve_model(model.config if model.config is not None else str(model.name), as_family=family)
+    values: dict[str, Any] = {}
+    for section in (completed.job.task, completed.job.strategy, completed.job.hardware):
+        for f in fields(section):
+            values[f.name] = getattr(section, f.name)
+    hardware = completed.job.hardware
+    gpu = None
+    if hardware.gpu:
+        try:
+            gpu = _gpu(hardware.gpu)
+        except UnknownNameError:
+            if hardware.memory_gib is None:
+                raise
+    capacity = None
+    if hardware.memory_gib is not None:
+        capacity = round(hardware.memory_gib * GIB)
+    elif gpu is not None:
+        capacity = gpu.total_bytes
+    return Resolved(
+        completed=completed,
+        arch=arch,
+        arch_origin=origin,
+        gpu=gpu,
+        capacity_bytes=capacity,
+        others_bytes=round((hardware.others_gib or 0) * GIB),
+        values=values,
+        stated=job,
+    )

@@ -1,0 +1,100 @@
+"""Pipeline stages: which layers each holds and how many micro-batches are in flight at its fullest moment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memfit.formula.dims import Int, cdiv, minimum
+from memfit.formula.step import Stage
+
+
+def split_layers(num_layers: int, parts: int) -> list[tuple[int, int]]:
+    """Contiguous ranges of layers, as even as possible, the longer ones first."""
+    base, extra = divmod(num_layers, parts)
+    out, start = [], 0
+    for part in range(parts):
+        stop = start + base + (part < extra)
+        out.append((start, stop))
+        start = stop
+    return out
+
+
+def split_by_cost(costs: Sequence[int], head_cost: int, parts: int) -> list[tuple[int, int]]:
+    """Contiguous ranges that each reach an equal share of the compute cost, the head counted with the last.
+
+    nanotron assigns blocks in order and moves to the next rank once the share is reached.
+    """
+    share = (sum(costs) + head_cost) / parts
+    out, start, spent = [], 0, 0.0
+    for index, cost in enumerate(costs):
+        spent += cost
+        if spent >= share * (len(out) + 1) and len(out) < parts - 1:
+            out.append((start, index + 1))
+            start = index + 1
+    out.append((start, len(costs)))
+    while len(out) < parts:
+        out.append((len(costs), len(costs)))
+    return out
+
+
+def in_flight(schedule: str, stage: int, pp: int, virtual: int, micro_batches: Int) -> tuple[Int, int]:
+    """(micro-batches in flight, per) as a fraction of whole-stage activations.
+
+    ``gpipe`` holds all; ``1f1b`` pp - stage (Narayanan 2021); ``interleaved`` the warm-up chunks of Megatron's schedule
+    plus one; ``zero-bubble`` (ZB-H1) up to pp; ``dualpipe`` pp + 1 (DeepSeek-V3 report, table 2).
+    """
+    if pp == 1:
+        return 1, 1
+    if schedule == "gpipe":
+        return micro_batches, 1
+    if schedule == "interleaved" and virtual > 1:
+        chunks = (pp - stage - 1) * 2 + (virtual - 1) * pp + 1
+        return minimum(micro_batches * virtual, chunks), virtual
+    if schedule == "zero-bubble":
+        return minimum(micro_batches, pp), 1
+    if schedule == "dualpipe":
+        return minimum(micro_batches, pp + 1), 1
+    return minimum(micro_batches, pp - stage), 1
+
+
+def stages(
+    num_layers: int,
+    *,
+    pp: int,
+    schedule: str,
+    virtual: int,
+    micro_batches: Int,
+    costs: Sequence[int] = (),
+    head_cost: int = 0,
+) -> list[Stage]:
+    """All stages of the pipeline.
+
+    Args:
+        costs: compute cost of each layer; when given the split balances cost with ``head_cost`` in the last stage.
+    """
+    parts = pp * max(virtual, 1)
+    ranges = split_by_cost(costs, head_cost, parts) if costs and pp > 1 else split_layers(num_layers, parts)
+    out = []
+    for stage in range(pp):
+        flights, per = in_flight(schedule, stage, pp, virtual, micro_batches)
+        mine = [ranges[stage + pp * chunk] for chunk in range(max(virtual, 1))]
+        first, last = stage == 0, stage == pp - 1
+        copies = 1
+        if schedule == "dualpipe" and pp > 1:
+            mine.append(ranges[pp - 1 - stage])
+            first = last = first or last
+            flights, copies = cdiv(flights, 2), 2
+        out.append(Stage(stage, tuple(mine), first, last, flights, per, copies))
+    return out
+
+
+def distinct(all_stages: list[Stage], layout: Sequence[int]) -> list[Stage]:
+    """Stages that can be the fullest: of equal ones only the first, which has the most in flight."""
+    seen: set[object] = set()
+    out = []
+    for stage in all_stages:
+        key = (tuple(layout[i] for i in stage.indices()), stage.first, stage.last, stage.per)
+        if key not in seen:
+            seen.add(key)
+            out.append(stage)
+    return out

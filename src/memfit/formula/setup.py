@@ -1,0 +1,317 @@
+"""The static part of a training job: everything that is decided before numbers are put in.
+
+Two jobs that differ only in numeric axes (batch, length, degrees) share one ``Setup``; it is compiled once and cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from memfit.formula import profile as profiles
+from memfit.formula.blocks import program
+from memfit.formula.profile import Dtype, Loss, Optimizer, Profile, Scheme, Sharding
+from memfit.formula.style import Style
+from memfit.formula.tail import tail
+from memfit.formula.tape import Program
+from memfit.formula.weights import LINEAR_ALL, Held, Training, held, matrix_share
+from memfit.models.architecture import Architecture, Block, Mlp, Stack, Tensor
+
+LOW = frozenset({"bf16", "fp16", "bf16-mixed", "fp16-mixed", "fp8", "mxfp8", "nvfp4"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """The discrete fields of a completed training job; hashable, the key of the cache."""
+
+    framework: str
+    method: str
+    precision: str
+    optimizer: str
+    in_backward: bool
+    keep_grads: bool
+    zero: int
+    reshard: bool
+    sequence_parallel: bool
+    pp: int
+    schedule: str
+    virtual_pp: int
+    checkpointing: str | int
+    compile: bool
+    attention: str
+    loss: str
+    offload: tuple[str, ...]
+    weights: str
+    bpw: float
+    training: Training
+    adapter_dropout: bool
+    flash: bool
+    optimizer_impl: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of block in one stack: its programs and weights."""
+
+    block: Block
+    plain: Program
+    checkpointed: Program
+    held: Held
+    trains: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A stack with its kinds; ``first_trained`` is the first layer that keeps anything for the backward pass."""
+
+    stack: Stack
+    kinds: tuple[Kind, ...]
+    extra: Held
+    first_trained: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """A training job without its numbers, compiled."""
+
+    arch: Architecture
+    choices: Choices
+    profile: Profile
+    scheme: Scheme
+    sharding: Sharding
+    loss: Loss
+    optimizer: Optimizer
+    rest: Optimizer
+    frozen: Dtype
+    style: Style
+    decoder: Tower
+    towers: tuple[Tower, ...]
+    embedding: Held
+    final_norm: Held
+    head: Held
+    tail: Program
+    matrix: tuple[int, int]
+    reference: bool
+    outer_width: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of the compute dtype."""
+        return self.style.width
+
+
+def _scheme(prof: Profile, c: Choices) -> Scheme:
+    table = {**prof.schemes, **prof.sharded} if c.zero >= 3 else dict(prof.schemes)
+    if c.zero in (1, 2) and prof.sharding == "deepspeed":
+        table |= {k: "master" for k in prof.sharded}
+    return profiles.scheme(table.get(c.precision, "pure"))
+
+
+def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
+    low = c.precision in LOW
+    width = 2 if low else 4
+    adapters = c.training.rank > 0
+    autocast = scheme.autocast and not adapters
+    targets = c.training.targets
+    residual = 4 if autocast or (adapters and prof.kbit_fp32 and c.method == "qlora" and low) else width
+    attention = "eager" if c.attention == "eager" else ("flash" if c.flash and low else "efficient")
+    checkpoint = c.checkpointing if c.checkpointing in ("selective", "attention") else "full"
+    fresh = scheme.fresh or (0 if scheme.fused_accumulation else width)
+    return Style(
+        width=width,
+        residual=residual,
+        autocast=autocast or (adapters and residual > width),
+        norm="fused" if prof.norm == "fused" else "composite",
+        mlp="fused" if prof.mlp == "fused" else "eager",
+        rope="fused" if prof.rope == "fused" else "composite",
+        attention=attention,  # type: ignore[arg-type]
+        loop_experts=not prof.grouped_experts,
+        compiled=c.compile,
+        checkpoint=checkpoint,  # type: ignore[arg-type]
+        gather_inputs=prof.gather_inputs,
+        sequence_parallel=c.sequence_parallel,
+        trained=c.training.full or bool(c.training.last_layers),
+        lora=tuple((t, c.training.rank) for t in targets) if adapters else (),
+        lora_width=width,
+        lora_cast=prof.adapter_fp32 and low,
+        lora_dropout=c.adapter_dropout,
+        dora=c.training.dora,
+        dequantize=adapters and c.weights not in ("fp32", "bf16", "fp16"),
+        weight_grads=fresh,
+    )
+
+
+def _block_style(style: Style, block: Block, how: Training) -> Style:
+    """The style for one kind of block: LoRA targets become the roles that the block program uses."""
+    roles: dict[str, int] = {}
+    for t in block.tensors:
+        if not t.linear:
+            continue
+        names = [n for n, _ in t.splits] or [t.role]
+        for name in names:
+            role = _ROLE.get(name, name)
+            if how.rank and how.adapts(name, t):
+                roles[role] = how.rank
+            elif how.also and not how.full and how.trains(t):
+                roles[role] = 0
+    att = block.attention
+    if att and att.fused_qkv:
+        merged = [roles.pop(r) for r in ("q_proj", "k_proj", "v_proj") if r in roles]
+        if merged:
+            roles["qkv_proj"] = max(merged)
+    if isinstance(block.ffn, Mlp) and not block.ffn.gated:
+        for ours, theirs in (("fc1", "up_proj"), ("fc2", "down_proj")):
+            if theirs in roles:
+                roles[ours] = roles.pop(theirs)
+    return replace(style, lora=tuple(sorted(roles.items())))
+
+
+_ROLE = {
+    "dense": "o_proj",
+    "out_proj": "o_proj",
+    "c_proj": "fc2",
+    "c_fc": "fc1",
+    "c_attn": "qkv_proj",
+    "dense_h_to_4h": "fc1",
+    "dense_4h_to_h": "fc2",
+    "query_key_value": "qkv_proj",
+    "Wqkv": "qkv_proj",
+}
+
+
+def _quantise(prof: Profile, frozen: Dtype) -> Any:
+    if frozen.keep16 == "none":
+        return lambda t: frozen.name not in ("bf16", "fp16", "fp32")
+
+    def choose(t: Tensor) -> bool:
+        return t.linear and (prof.quantize_head or t.part not in ("head", "embedding"))
+
+    return choose
+
+
+def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype) -> Tower:
+    quantise = _quantise(prof, frozen)
+    first = 0
+    if c.training.last_layers:
+        first = max(0, stack.num_layers - c.training.last_layers)
+    kinds = []
+    for block in stack.blocks:
+        st = _block_style(style, block, c.training)
+        kinds.append(
+            Kind(
+                block,
+                program(block, st),
+                program(block, st),
+                held(block.tensors, c.training, quantise=quantise),
+                st.trained or bool(st.lora),
+            )
+        )
+    return Tower(stack, tuple(kinds), held(stack.extra, c.training, quantise=quantise), first)
+
+
+@lru_cache(maxsize=4096)
+def setup(arch: Architecture, c: Choices) -> Setup:
+    """Compile the static part of a training job.
+
+    Raises:
+        UnknownNameError: the framework, optimizer or weights dtype has no row.
+    """
+    prof = profiles.profile(c.framework)
+    scheme = _scheme(prof, c)
+    frozen = profiles.dtype({"bpw": c.bpw} if c.bpw else c.weights)
+    style = _style(prof, c, scheme)
+    quantise = _quantise(prof, frozen)
+    optimizer = profiles.optimizer(c.optimizer)
+    decoder = _tower(arch.decoder, style, c, prof, frozen)
+    head = held(arch.head, c.training, quantise=quantise)
+    embedding = held(arch.embeddings, c.training, quantise=quantise)
+    loss = profiles.loss(prof.loss.get(c.loss, "float"))
+    head_trained = bool(head.trained) or (arch.tied and bool(embedding.trained))
+    below = c.training.full or any(k.trains for k in decoder.kinds)
+    final = decoder.kinds[-1].block.norm
+    kbit = style.residual > style.width and bool(c.training.rank)
+    return Setup(
+        arch=arch,
+        choices=c,
+        profile=prof,
+        scheme=scheme,
+        sharding=profiles.sharding(prof.sharding if c.zero else "none"),
+        loss=loss,
+        optimizer=optimizer,
+        rest=profiles.optimizer(optimizer.rest) if optimizer.rest else optimizer,
+        frozen=frozen,
+        style=style,
+        decoder=decoder,
+        towers=tuple(_tower(s, replace(style, sequence_parallel=False), c, prof, frozen) for s in arch.towers),
+        embedding=embedding,
+        final_norm=held(arch.final_norm, c.training, quantise=quantise),
+        head=head,
+        tail=tail(replace(style, compiled=False, lora=()), loss, norm=final, head_trained=head_trained, hidden_grad=below),
+        matrix=matrix_share(arch),
+        reference=c.method == "dpo" and prof.reference and not c.training.rank,
+        outer_width=4 if kbit else (2 if c.precision in LOW else 4),
+    )
+
+
+def choices(values: Mapping[str, Any], *, flash: bool = True) -> Choices:
+    """The discrete fields from a completed job's flat values.
+
+    Args:
+        values: field name -> value of task and strategy, complete.
+        flash: the GPU runs the flash backend of SDPA (compute capability 8.0 or newer).
+    """
+    method = values["method"]
+    lora = values.get("lora")
+    adapters = method in ("lora", "qlora", "dora") or (method in ("dpo", "grpo") and lora is not None)
+    also: tuple[str, ...] = ()
+    last = 0
+    if adapters and lora is not None:
+        targets = lora.targets
+        names = (LINEAR_ALL,) if targets in (None, LINEAR_ALL) else ((targets,) if isinstance(targets, str) else tuple(targets))
+        how = Training(
+            full=False,
+            rank=lora.rank or 8,
+            targets=(LINEAR_ALL,) if LINEAR_ALL in names else names,
+            also=tuple(lora.train_also or ()),
+            dora=method == "dora",
+        )
+        dropout = bool(lora.dropout)
+    elif method == "freeze":
+        trainable = values.get("trainable")
+        if isinstance(trainable, int):
+            last = trainable
+        elif isinstance(trainable, tuple):
+            also = trainable
+        how = Training(full=False, also=also or ("*",), last_layers=last)
+        dropout = False
+    else:
+        how = Training()
+        dropout = False
+    weights = values.get("weights") or "bf16"
+    bpw = float(weights["bpw"]) if isinstance(weights, Mapping) else 0.0
+    return Choices(
+        framework=values["framework"],
+        method=method,
+        precision=values["precision"],
+        optimizer=values["optimizer"],
+        in_backward=bool(values["optimizer_in_backward"]),
+        keep_grads=not values["set_to_none"] or values["grad_accum"] > 1,
+        zero=values["zero"],
+        reshard=bool(values["reshard"]),
+        sequence_parallel=bool(values["sequence_parallel"]),
+        pp=values["pp"],
+        schedule=values["pp_schedule"],
+        virtual_pp=values["virtual_pp"],
+        checkpointing=values["checkpointing"],
+        compile=bool(values["compile"]),
+        attention=values["attention"],
+        loss=values["loss"],
+        offload=tuple(values["offload"] or ()),
+        weights="bpw" if bpw else str(weights),
+        bpw=bpw,
+        training=how,
+        adapter_dropout=dropout,
+        flash=flash,
+    )

@@ -1,0 +1,561 @@
+"""The events of one training step on one pipeline stage, and what is live at each.
+
+Every ``Moment`` is a full account: entry name -> bytes (``int`` or array). The peak is the largest moment. The moments
+are those at which the sum can be highest: the loss, its gradient, the backward of the last and the first block of each
+kind, the embedding's gradient, the optimizer step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from memfit.formula.dims import Dims, Int, block_atoms, cdiv, evaluate, maximum, minimum, where
+from memfit.formula.profile import Optimizer
+from memfit.formula.setup import Kind, Setup, Tower
+from memfit.formula.tape import Program
+from memfit.formula.weights import Held, local, num_kv
+from memfit.ledger.component import Component
+from memfit.units import MIB
+
+ENTRIES: dict[str, tuple[Component, str]] = {
+    "weights": ("parameters", "weights"),
+    "reference": ("parameters", "reference model"),
+    "gathered": ("parameters", "gathered weights"),
+    "casts": ("parameters", "autocast weight copies"),
+    "grads": ("gradients", "gradients"),
+    "fresh": ("gradients", "weight gradients of the running block"),
+    "master": ("optimizer", "master weights"),
+    "states": ("optimizer", "optimizer states"),
+    "kept": ("activations", "kept for the backward pass"),
+    "block": ("activations", "running block"),
+    "logits": ("logits", "logits and loss"),
+    "step": ("workspace", "optimizer step temporaries"),
+    "cublas": ("workspace", "cuBLAS workspaces"),
+    "buckets": ("communication", "buckets and reduction buffers"),
+}
+
+
+class Moment(NamedTuple):
+    """One moment of the step: its name and the bytes of each entry."""
+
+    phase: str
+    what: str
+    parts: dict[str, Int]
+
+    @property
+    def total(self) -> Int:
+        """All bytes."""
+        total: Int = 0
+        for value in self.parts.values():
+            total = total + value
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one pipeline stage runs.
+
+    Attributes:
+        index: stage number.
+        layers: [start, stop) ranges of decoder layers (several with virtual stages).
+        first, last: holds the embedding (and towers), holds the head.
+        in_flight, per: micro-batches whose activations are held at the fullest moment, as ``in_flight / per``
+            (virtual stages hold fractions of a stage).
+        copies: how many copies of the stage's weights the schedule keeps (2 for DualPipe).
+    """
+
+    index: int
+    layers: tuple[tuple[int, int], ...]
+    first: bool
+    last: bool
+    in_flight: Int
+    per: int = 1
+    copies: int = 1
+
+    def indices(self) -> list[int]:
+        """All layer numbers of the stage."""
+        return [i for start, stop in self.layers for i in range(start, stop)]
+
+
+class StageModel:
+    """Evaluates one stage of one setup for given dims."""
+
+    def __init__(self, setup: Setup, d: Dims, stage: Stage) -> None:
+        self.s = setup
+        self.d = d
+        self.stage = stage
+        self.c = setup.choices
+        self.sharded = self.c.zero >= 3
+        self._atoms: dict[int, dict[str, Int]] = {}
+        self._towers = setup.towers if stage.first else ()
+        self._order = stage.indices()
+        self._kinds = [setup.decoder.stack.layout[i] for i in self._order]
+        self.ways = d.dp_shard * d.cp
+
+    # -- elements -------------------------------------------------------------------------------------------------
+
+    def _held(self) -> list[tuple[Held, int, int, bool]]:
+        """(weights, how many times, kv heads, inside blocks) of everything on the stage."""
+        out = []
+        for index, kind in enumerate(self.s.decoder.kinds):
+            number = self._kinds.count(index)
+            if number:
+                out.append((kind.held, number, num_kv(kind.block), True))
+        for tower in self._towers:
+            out.extend(
+                (kind.held, number, num_kv(kind.block), True)
+                for kind, number in zip(tower.kinds, tower.stack.counts(), strict=True)
+                if number
+            )
+            out.append((tower.extra, 1, 1 << 30, False))
+        out.append((self.s.decoder.extra, 1, 1 << 30, False))
+        if self.stage.first:
+            out.append((self.s.embedding, 1, 1 << 30, False))
+        if self.stage.last:
+            out.append((self.s.final_norm, 1, 1 << 30, False))
+            out.append((self.s.head, 1, 1 << 30, False))
+            if self.s.arch.tied and not self.stage.first:
+                out.append((self.s.embedding, 1, 1 << 30, False))
+        return out
+
+    def _shard(self, elements: Int, expert: Int, on: bool) -> Int:
+        """Elements of one shard when the axis shards this (``on``), else all."""
+        if not on:
+            return elements + expert
+        return cdiv(elements, self.ways) + cdiv(expert, maximum(self.ways // self.d.ep, 1))
+
+    def weights_bytes(self) -> tuple[Int, Int, Int]:
+        """(resident bytes of weights, trained dense elements on the rank, trained expert elements on the rank)."""
+        w, d = self.s.width, self.d
+        weight = self.s.scheme.weight or w
+        adapter_width = 4 if self.s.profile.adapter_fp32 and self.s.width == 2 else w
+        if self.c.training.full:
+            frozen_width = weight
+        else:
+            frozen_width = 4 if self.c.weights == "fp32" else 2 if self.s.frozen.name not in ("fp32",) else 4
+        total: Int = 0
+        dense: Int = 0
+        expert: Int = 0
+        for held, number, kv, inside in self._held():
+            td = local(held.trained, d, kv, expert=False) * number
+            te = local(held.trained, d, kv, expert=True) * number
+            ad = local(held.adapters, d, kv, expert=False) * number
+            ae = local(held.adapters, d, kv, expert=True) * number
+            trained_width = weight if self.c.training.full else adapter_width
+            total = total + self._shard(td, te, self.sharded) * trained_width
+            total = total + self._shard(ad, ae, self.sharded) * adapter_width
+            fd = local(held.frozen, d, kv, expert=False) * number
+            fe = local(held.frozen, d, kv, expert=True) * number
+            width = frozen_width if inside else max(frozen_width, self.s.outer_width if self.c.training.rank else 0)
+            total = total + self._shard(fd, fe, self.sharded) * width
+            qd = local(held.quantised, d, kv, expert=False) * number
+            qe = local(held.quantised, d, kv, expert=True) * number
+            total = total + self.s.frozen.bytes_of(self._shard(qd, qe, self.sharded))
+            dense = dense + td + ad
+            expert = expert + te + ae
+        return total, dense, expert
+
+    # -- activations ----------------------------------------------------------------------------------------------
+
+    def atoms(self, tower: Tower, kind: Kind, tokens: Int, stream: Int) -> dict[str, Int]:
+        """Atoms of one kind of block, weight atoms included."""
+        key = id(kind)
+        if key not in self._atoms:
+            out = block_atoms(kind.block, tower.stack, self.d, tokens, stream)
+            out["enc"] = out["x"]
+            kv = num_kv(kind.block)
+            for group in (*kind.held.trained, *kind.held.frozen, *kind.held.quantised):
+                size = group.local(self.d, kv)
+                if group in kind.held.trained:
+                    out[group.key] = out.get(group.key, 0) + size
+                if group.linear:
+                    biggest = minimum(size, cdiv(group.largest, self.d.tp if group.split else 1))
+                    name = f"{group.key}.max"
+                    out[name] = maximum(out.get(name, 0), biggest)
+                    out["w.max"] = maximum(out.get("w.max", 0), biggest)
+            self._atoms[key] = out
+        return self._atoms[key]
+
+    def is_checkpointed(self, layer: int) -> bool:
+        """Whether the layer is recomputed in the backward pass."""
+        mode = self.c.checkpointing
+        if mode == "none":
+            return False
+        return True if isinstance(mode, str) else layer % mode == mode - 1
+
+    def layer_kept(self, tower: Tower, layer: int, tokens: Int, stream: Int) -> Int:
+        """Bytes that one layer holds between its forward and its backward."""
+        if layer < tower.first_trained:
+            return 0
+        kind = tower.kinds[tower.stack.layout[layer]]
+        if not kind.trains:
+            return 0
+        form = kind.checkpointed.checkpoint if self.is_checkpointed(layer) else kind.plain.kept
+        if self.is_checkpointed(layer) and "activations" in self.c.offload:
+            return 0
+        return evaluate(form, self.atoms(tower, kind, tokens, stream))
+
+    def kept_upto(self, tower: Tower, layers: list[int], tokens: Int, stream: Int) -> list[Int]:
+        """Running sums of ``layer_kept``: item i is what the layers before position i hold."""
+        cache: dict[tuple[int, bool], Int] = {}
+        sums: list[Int] = [0]
+        for layer in layers:
+            key = (tower.stack.layout[layer], self.is_checkpointed(layer))
+            if layer < tower.first_trained:
+                sums.append(sums[-1])
+                continue
+            if key not in cache:
+                cache[key] = self.layer_kept(tower, layer, tokens, stream)
+            sums.append(sums[-1] + cache[key])
+        return sums
+
+    # -- optimizer ------------------------------------------------------------------------------------------------
+
+    def optimizer_bytes(self, dense: Int, expert: Int) -> tuple[Int, Int]:
+        """(master weights, states) in bytes on the rank."""
+        sch, on = self.s.scheme, self.c.zero >= 1
+        n = self._shard(dense, expert, on)
+        adapters = self.c.training.rank > 0
+        state = 4 if adapters and self.s.profile.adapter_fp32 else (sch.state or self.s.width)
+        master = 0 if adapters and self.s.profile.adapter_fp32 and not on else n * sch.master
+        inside, whole = self.s.matrix
+        opt = self.s.optimizer
+        if opt.matrix_only and self.c.training.full:
+            matrices = n * inside // whole
+            return master, slots(opt, matrices, state) + slots(self.s.rest, n - matrices, state)
+        return master, slots(opt, n, state)
+
+    def step_temporaries(self, dense: Int, expert: Int) -> Int:
+        """Bytes that live only inside the optimizer step."""
+        n = self._shard(dense, expert, self.c.zero >= 1)
+        opt, sch = self.s.optimizer, self.s.scheme
+        state = sch.state or self.s.width
+        temp: Int = 0
+        impl = self.c.optimizer_impl or self.s.profile.optimizer_impl
+        if impl == "foreach" and opt.slots == 2 and not opt.bits:
+            temp = n * state
+        if opt.largest_temp or impl == "loop":
+            temp = temp + self.largest_trained() * 4 * max(opt.largest_temp, 1)
+        if sch.step_grad:
+            part = minimum(n, self.s.sharding.sub_group) if self.s.sharding.sub_group and self.sharded else n
+            temp = temp + part * sch.step_grad
+        return temp
+
+    def largest_trained(self) -> Int:
+        """Elements of the largest single trained tensor on the rank."""
+        best: Int = 0
+        for held, _, _, _ in self._held():
+            for g in held.trained:
+                size = cdiv(g.largest, self.d.tp if g.split else 1)
+                best = maximum(best, cdiv(size, self.ways) if self.sharded else size)
+        return best
+
+    # -- communication --------------------------------------------------------------------------------------------
+
+    def block_weights(self, kind: Kind) -> Int:
+        """All weight elements of one block on its tensor-parallel rank."""
+        return local(kind.held.all, self.d, num_kv(kind.block))
+
+    def largest_block(self) -> Int:
+        """Elements of the largest block on the stage."""
+        best: Int = 0
+        for index in set(self._kinds):
+            best = maximum(best, self.block_weights(self.s.decoder.kinds[index]))
+        return best
+
+    def outer_weights(self) -> Int:
+        """Elements of embedding, norm and head on the stage."""
+        total: Int = 0
+        if self.stage.first:
+            total = total + local(self.s.embedding.all, self.d, 1 << 30)
+        if self.stage.last:
+            total = total + local(self.s.head.all, self.d, 1 << 30)
+            if self.s.arch.tied and not self.stage.first:
+                total = total + local(self.s.embedding.all, self.d, 1 << 30)
+        return total
+
+    def gathered_width(self, kind: Kind | None = None) -> tuple[int, int]:
+        """(numerator, denominator) of bytes per gathered element; frozen quantised weights gather as stored."""
+        if kind is not None and kind.held.quantised:
+            return self.s.frozen.num, 8 * self.s.frozen.den
+        return (self.s.scheme.gathered or self.s.width), 1
+
+    def gathered(self, all_weights: Int, *, backward: bool) -> Int:
+        """Bytes of gathered copies under ZeRO-3 while a block runs."""
+        if not self.sharded:
+            return 0
+        sh = self.s.sharding
+        num, den = self.gathered_width(self.s.decoder.kinds[0])
+        if sh.max_live:
+            live = minimum(all_weights, sh.max_live) * num // den
+        else:
+            units = sh.live_units + (sh.copy_in if not backward else 0)
+            live = self.largest_block() * units * num // den
+            if sh.root:
+                live = live + self.outer_weights() * (self.s.scheme.gathered or self.s.width)
+            if not self.c.reshard:
+                live = maximum(live, all_weights * num // den)
+        return where(self.ways > 1, live, 0)
+
+    def buckets(self, trained: Int, block: Int) -> Int:
+        """Bytes of gradient buckets and reduction inputs while a block of ``block`` trained elements runs backward."""
+        sh, sch = self.s.sharding, self.s.scheme
+        out: Int = 0
+        if self.sharded and sh.reduce_units:
+            width = sch.reduce or self.s.width
+            out = where(self.ways > 1, block * width * sh.reduce_units, 0)
+        if self.c.zero in (1, 2) and sh.bucket_elements:
+            out = out + where(self.d.dp > 1, minimum(trained, sh.bucket_elements) * 2, 0)
+        if self.s.profile.bucket and self.c.zero < 2 and not self.sharded:
+            width = sch.fresh if sch.always else (sch.grad or self.s.width)
+            out = out + where(self.d.dp > 1, trained * width, 0)
+        return out
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def moments(self) -> list[Moment]:
+        """Every candidate for the peak, in running order."""
+        s, d, c, sch = self.s, self.d, self.c, self.s.scheme
+        tokens, stream = d.tokens, d.stream_tokens
+        weights, dense, expert = self.weights_bytes()
+        trained = dense + expert
+        master, states = self.optimizer_bytes(dense, expert)
+        grad_width = sch.grad or s.width
+        if c.training.rank and s.profile.adapter_fp32:
+            grad_width = 4
+        shard_grads = c.zero >= 2
+        all_grads = self._shard(dense, expert, shard_grads) * grad_width
+        if c.in_backward or "gradients" in c.offload:
+            all_grads = 0
+        if "optimizer" in c.offload:
+            master, states = 0, 0
+        whole = self._whole()
+        if "parameters" in c.offload and self.sharded:
+            weights = 0
+        base = {
+            "weights": weights,
+            "reference": self._shard(whole, 0, self.sharded) * s.width if s.reference else 0,
+            "master": master,
+            "states": states,
+            "cublas": self._cublas(),
+        }
+        tower_kept: Int = 0
+        for tower in self._towers:
+            per = d.micro_batch * (d.images * tower.stack.tokens if tower.stack.tokens else d.seq_len)
+            tower_kept = tower_kept + self.kept_upto(tower, list(range(tower.stack.num_layers)), per, per)[-1]
+        sums = self.kept_upto(s.decoder, self._order, tokens, stream)
+        whole_kept = sums[-1]
+        flights, per = self.stage.in_flight, self.stage.per
+        earlier = cdiv(whole_kept * maximum(flights - per, 0), per) + tower_kept * maximum(cdiv(flights, per), 1)
+        casts = self._casts()
+        always = sch.always or c.keep_grads
+        held_logits: Int = 0
+        out: list[Moment] = []
+        forward_gather, backward_gather = self.gathered(whole, backward=False), self.gathered(whole, backward=True)
+        resident_forward = all_grads if always else 0
+        if self.stage.last:
+            held_logits, moments = self._tail_moments(base, earlier + whole_kept, casts, forward_gather, resident_forward)
+            out += moments
+        head_grads = self._head_grads(shard_grads, grad_width)
+        out += self._block_moments(
+            base, sums, earlier, casts, backward_gather, all_grads, head_grads, held_logits, always, trained
+        )
+        if self.stage.first and s.embedding.trained:
+            n = local(s.embedding.trained, d, 1 << 30)
+            fresh = where(True, n * (sch.fresh or s.width), 0)
+            out.append(
+                Moment(
+                    "backward",
+                    "gradient of the embedding",
+                    {
+                        **base,
+                        "grads": all_grads,
+                        "fresh": fresh if (always or shard_grads) else 0,
+                        "block": tokens * s.arch.hidden_size * (s.width + 4),
+                        "gathered": backward_gather,
+                        "buckets": self.buckets(trained, n),
+                        "logits": held_logits,
+                    },
+                )
+            )
+        if not c.in_backward:
+            extra = where(d.dp > 1, trained * sch.fresh, 0) if sch.always and s.profile.bucket else 0
+            out.append(
+                Moment(
+                    "optimizer",
+                    "optimizer step",
+                    {
+                        **base,
+                        "grads": all_grads,
+                        "step": self.step_temporaries(dense, expert) if "optimizer" not in c.offload else 0,
+                        "buckets": extra,
+                        "logits": held_logits,
+                    },
+                )
+            )
+        return out
+
+    def _whole(self) -> Int:
+        total: Int = 0
+        for held, number, kv, _ in self._held():
+            total = total + local(held.all, self.d, kv) * number
+        return total
+
+    def _cublas(self) -> int:
+        return 2 * 32 * MIB  # forward and backward threads have a cuBLAS handle each, 32 MiB on cc >= 9.0
+
+    def _casts(self) -> Int:
+        """16-bit copies of fp32 weights under autocast, all blocks of the stage."""
+        if not self.s.style.autocast or not self.c.training.full:
+            return 0
+        total: Int = 0
+        for index in range(len(self.s.decoder.kinds)):
+            kind = self.s.decoder.kinds[index]
+            linear = tuple(g for g in kind.held.trained if g.linear)
+            total = total + local(linear, self.d, num_kv(kind.block)) * self._kinds.count(index) * self.s.width
+        return total
+
+    def _head_grads(self, sharded: bool, width: int) -> Int:
+        if not self.stage.last:
+            return 0
+        n = local(self.s.head.trained, self.d, 1 << 30)
+        if self.s.arch.tied:
+            n = n + local(self.s.embedding.trained, self.d, 1 << 30)
+        return self._shard(n, 0, sharded) * width
+
+    def tail_atoms(self) -> dict[str, Int]:
+        """Atoms of norm, head and loss."""
+        d, arch = self.d, self.s.arch
+        tokens, stream = d.tokens, d.stream_tokens
+        vocab = cdiv(arch.vocab_size, d.tp) if self.s.profile.vocab_parallel else arch.vocab_size
+        logits = d.micro_batch * arch.labels if arch.labels else tokens * vocab
+        head = local((*self.s.head.all, *(self.s.embedding.all if arch.tied else ())), d, 1 << 30)
+        return {
+            "x": stream * arch.hidden_size,
+            "X": tokens * arch.hidden_size,
+            "t": stream,
+            "T": tokens,
+            "V": logits,
+            "Vs": cdiv(logits, max(self.s.loss.slice, 1)),
+            "w.head": head,
+        }
+
+    def _tail_moments(
+        self, base: dict[str, Int], kept: Int, casts: Int, gathered: Int, grads: Int
+    ) -> tuple[Int, list[Moment]]:
+        s = self.s
+        atoms = self.tail_atoms()
+        held: Int = atoms["V"] * s.width if s.profile.hold_logits and not (s.loss.fused or s.loss.slice) else 0
+        prog: Program = s.tail
+        forward, _ = best(prog.forward, atoms)
+        backward, fresh = best(prog.backward, atoms)
+        fresh = fresh if s.scheme.fresh or not s.scheme.fused_accumulation else 0
+        # the input of the tail is the last block's output, counted once
+        common = {**base, "kept": kept, "gathered": gathered}
+        return held, [
+            Moment("loss", "loss", {**common, "grads": grads, "logits": forward + held, "casts": casts}),
+            Moment(
+                "backward",
+                "gradient of the logits",
+                {
+                    **common,
+                    "grads": grads,
+                    "fresh": fresh,
+                    "logits": backward - fresh + held,
+                    "casts": 0 if self.c.checkpointing != "none" else casts,
+                },
+            ),
+        ]
+
+    def _block_moments(
+        self,
+        base: dict[str, Int],
+        sums: list[Int],
+        earlier: Int,
+        casts: Int,
+        gathered: Int,
+        all_grads: Int,
+        head_grads: Int,
+        held_logits: Int,
+        always: bool,
+        trained: Int,
+    ) -> list[Moment]:
+        s, d, c, sch = self.s, self.d, self.c, self.s.scheme
+        tower = s.decoder
+        positions: dict[tuple[int, bool], list[int]] = {}
+        for position, layer in enumerate(self._order):
+            if layer >= tower.first_trained:
+                positions.setdefault((tower.stack.layout[layer], self.is_checkpointed(layer)), []).append(position)
+        out = []
+        shard_grads = c.zero >= 2
+        grad_width = 4 if c.training.rank and s.profile.adapter_fp32 else (sch.grad or s.width)
+        per_kind = []
+        for kind in tower.kinds:
+            kv = num_kv(kind.block)
+            td = local((*kind.held.trained, *kind.held.adapters), d, kv, expert=False)
+            te = local((*kind.held.trained, *kind.held.adapters), d, kv, expert=True)
+            per_kind.append((td + te, self._shard(td, te, shard_grads) * grad_width))
+        after = self._grads_after(per_kind)
+        number = max(len(self._order), 1)
+        for (index, checkpointed), places in positions.items():
+            kind = tower.kinds[index]
+            atoms = self.atoms(tower, kind, d.tokens, d.stream_tokens)
+            forms = kind.checkpointed.recompute if checkpointed else kind.plain.backward
+            working, fresh = best(forms, atoms)
+            block_elements = per_kind[index][0]
+            if always and not shard_grads and not self.sharded:
+                # each fresh gradient is added to its buffer at once
+                fresh_now = atoms.get("w.max", 0) * (sch.fresh or (0 if sch.fused_accumulation else s.width))
+            else:
+                fresh_now = fresh
+            for position in {places[-1], places[0]}:
+                grads = all_grads if always else minimum(head_grads + after[position + 1], all_grads)
+                if c.in_backward:
+                    grads = 0
+                out.append(
+                    Moment(
+                        "backward",
+                        f"backward of layer {self._order[position]}",
+                        {
+                            **base,
+                            "grads": grads,
+                            "fresh": fresh_now,
+                            "kept": earlier + sums[position],
+                            "block": working - fresh,
+                            "gathered": gathered,
+                            "buckets": self.buckets(trained, block_elements),
+                            "casts": casts // number
+                            if checkpointed
+                            else cdiv(casts * (position + 1), number),
+                            "logits": held_logits,
+                        },
+                    )
+                )
+        return out
+
+    def _grads_after(self, per_kind: list[tuple[Int, Int]]) -> list[Int]:
+        after: list[Int] = [0] * (len(self._order) + 1)
+        for position in range(len(self._order) - 1, -1, -1):
+            after[position] = after[position + 1] + per_kind[self._kinds[position]][1]
+        return after
+
+
+def slots(opt: Optimizer, elements: Int, state: int) -> Int:
+    """Bytes of an optimizer's state slots for ``elements`` trained elements."""
+    if opt.bits:
+        per = cdiv(elements * opt.bits, 8) + (cdiv(elements, opt.block) * 4 if opt.block else 0)
+        return per * opt.slots
+    return elements * state * opt.slots
+
+
+def best(forms: tuple[dict[str, int], ...], atoms: dict[str, Int]) -> tuple[Int, Int]:
+    """(bytes of the largest form, bytes of its weight-gradient atoms)."""
+    top: Int = -1
+    fresh: Int = 0
+    for form in forms:
+        weights = evaluate({a: w for a, w in form.items() if a.startswith("w.") and not a.endswith("max")}, atoms)
+        total = evaluate({a: w for a, w in form.items() if not a.startswith("w.") or a.endswith("max")}, atoms) + weights
+        fresh = where(total > top, weights, fresh)
+        top = where(total > top, total, top)
+    return top, fresh

@@ -1,0 +1,60 @@
+"""The end of the decoder: final norm, output head and loss, as a layer program.
+
+Atoms: x, X, t, T as in ``blocks.py``; V logits on the rank (T * vocabulary, divided by tp when the head is split);
+Vs one slice of them; w.head elements of the head's weight.
+"""
+
+from __future__ import annotations
+
+from memfit.formula.blocks import Recorder
+from memfit.formula.profile import Loss
+from memfit.formula.style import Style
+from memfit.formula.tape import Form, Program
+
+
+def tail(style: Style, loss: Loss, *, norm: str, head_trained: bool, hidden_grad: bool = True) -> Program:
+    """The layer program of norm, head and loss.
+
+    Args:
+        style: the decoder's style; the tail is run eagerly even when the blocks are compiled.
+        loss: which copies of the logits the loss makes.
+        norm: kind of the final norm.
+        head_trained: the head's weight gets a gradient.
+        hidden_grad: the hidden states carry a gradient (something below trains).
+    """
+    rec = Recorder(style)
+    tape, w = rec.tape, style.width
+    x = tape.input("x", style.residual, grad=hidden_grad)
+    h = rec.cast(rec.gather(rec.norm(x, norm)))
+    fresh = {"w.head": max(style.weight_grads, w)} if head_trained else {}
+    saved = [h] if head_trained else []
+    atom = h.atom
+    if loss.fused:
+        made = {atom: w, **fresh}
+        out = tape.op("fused_loss", [h], "T", 4, extra_saved=made, forward_temp={atom: 2 * w})
+        return tape.compile(out)
+    if loss.slice:
+        temp: Form = {"Vs": w + 8}
+        out = tape.op("sliced_loss", [h], "T", 4, saved=[h], forward_temp=temp, backward_temp={"Vs": 12}, weight_grad=fresh)
+        return tape.compile(out)
+    logits = tape.op("lm_head", [h], "V", w, saved=saved, grad=True, matmul=True, weight_grad=fresh)
+
+    def copies(pair: tuple[int, int]) -> int:
+        low, full = pair
+        # logits that are fp32 already are not copied: one fp32 copy less wherever one is counted with a low one
+        return low * w + full * 4 - (4 if w == 4 and low and full else 0)
+
+    kept_low, kept_full = loss.kept
+    forward = max(0, copies(loss.forward) - w - 4 * kept_full)
+    backward = max(0, copies(loss.backward) - w - 4 * kept_full - (w if kept_low else 0))
+    out = tape.op(
+        "loss",
+        [logits],
+        "T",
+        4,
+        saved=[logits] if kept_low else [],
+        extra_saved={"V": 4 * kept_full} if kept_full else {},
+        forward_temp={"V": forward} if forward else {},
+        backward_temp={"V": backward} if backward else {},
+    )
+    return tape.compile(out)

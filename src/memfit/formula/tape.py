@@ -1,0 +1,403 @@
+"""A tape of one block: what it allocates in forward and backward, as linear forms over named sizes.
+
+Sizes are *atoms*, names of element counts (``x`` = tokens x hidden, see ``dims.py``); a linear form maps atoms to bytes
+per element. Recording is static: it runs once per kind of block and style, and the result is evaluated for one job or
+for arrays of a million with the same few multiplications.
+
+The rules are autograd's: an operation keeps what its backward needs; a value lives until its last use or, if kept,
+until the backward of the operation that keeps it; gradients live from their production to their consumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+Form = dict[str, int]
+"""Bytes as a linear form: atom -> bytes per element."""
+
+
+def add(into: Form, atom: str, width: int) -> None:
+    """Add ``width`` bytes per element of ``atom``."""
+    value = into.get(atom, 0) + width
+    if value:
+        into[atom] = value
+    else:
+        into.pop(atom, None)
+
+
+def plus(*forms: Mapping[str, int]) -> Form:
+    """The sum of linear forms."""
+    out: Form = {}
+    for form in forms:
+        for atom, width in form.items():
+            add(out, atom, width)
+    return out
+
+
+def undominated(forms: Iterable[Form]) -> tuple[Form, ...]:
+    """The forms that can be the largest for some sizes: those not below another one in every atom."""
+    kept: list[Form] = []
+    for form in forms:
+        if any(all(other.get(a, 0) >= w for a, w in form.items()) for other in kept):
+            continue
+        kept = [k for k in kept if not all(form.get(a, 0) >= w for a, w in k.items())]
+        kept.append(form)
+    return tuple(kept)
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """A tensor on the tape: ``width`` bytes for each element of ``atom``."""
+
+    atom: str
+    width: int
+    grad: bool
+    producer: Op | None = None
+    storage: Value | None = None
+
+    @property
+    def root(self) -> Value:
+        """The value that owns the memory."""
+        value = self
+        while value.storage is not None:
+            value = value.storage
+        return value
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One operation: inputs, outputs, what its backward keeps, and its own temporaries.
+
+    Attributes:
+        core: part of core attention, for checkpointing policies.
+        cheap: a compiler recomputes it in the backward instead of keeping its output (pointwise, norms, views).
+        matmul: counts for per-operation checkpointing policies.
+        alias_grad: the gradient of the output is the gradient of each input (residual add, view).
+        forward_temp, backward_temp: bytes that live only inside the operation.
+        weight_grad: gradient elements of parameters that its backward makes, by atom.
+    """
+
+    name: str
+    inputs: tuple[Value, ...]
+    output: Value
+    saved: tuple[Value, ...] = ()
+    cheap: bool = False
+    matmul: bool = False
+    core: bool = False
+    alias_grad: bool = False
+    forward_temp: Form = field(default_factory=dict)
+    backward_temp: Form = field(default_factory=dict)
+    weight_grad: Form = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """One line of a script: bytes of ``key`` appear (``sign`` +1) or go (-1).
+
+    Keys are unique within one run of the block; ``weight`` marks a weight gradient, which the step does not free.
+    """
+
+    sign: int
+    key: int
+    atom: str
+    width: int
+    weight: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One block, compiled.
+
+    Attributes:
+        kept: bytes held from the forward to the backward of the block when nothing is recomputed.
+        checkpoint: bytes held with the block's own checkpointing policy (the block input, policy-saved outputs).
+        backward: candidate peaks of the backward pass without recomputation; ``w.*`` atoms are weight gradients.
+        recompute: candidate peaks of recomputation and backward of a checkpointed block, its ``checkpoint`` included.
+        forward: candidate peaks of the forward pass.
+        inference: candidate peaks of a forward pass that keeps nothing.
+        scripts: name of the pass -> its lines, for timelines: ``forward``, ``backward``; with a checkpoint
+            ``first`` (the forward that keeps only the checkpoint), ``again`` (recomputation and backward).
+    """
+
+    kept: Form
+    checkpoint: Form
+    forward: tuple[Form, ...]
+    backward: tuple[Form, ...]
+    recompute: tuple[Form, ...]
+    inference: tuple[Form, ...]
+    scripts: Mapping[str, tuple[Step, ...]] = field(hash=False, compare=False)
+
+
+class Tape:
+    """Records the operations of one block in running order."""
+
+    def __init__(self, *, compiled: bool = False) -> None:
+        self.ops: list[Op] = []
+        self.compiled = compiled
+        self.inputs: list[Value] = []
+
+    def input(self, atom: str, width: int, *, grad: bool = True) -> Value:
+        """A tensor that comes from outside the block."""
+        value = Value(atom, width, grad)
+        self.inputs.append(value)
+        return value
+
+    def op(
+        self,
+        name: str,
+        inputs: Sequence[Value],
+        atom: str,
+        width: int,
+        *,
+        saved: Sequence[Value] = (),
+        saves_output: bool = False,
+        view: bool = False,
+        grad: bool | None = None,
+        extra_saved: Mapping[str, int] | None = None,
+        cheap: bool = False,
+        matmul: bool = False,
+        core: bool = False,
+        alias_grad: bool = False,
+        forward_temp: Mapping[str, int] | None = None,
+        backward_temp: Mapping[str, int] | None = None,
+        weight_grad: Mapping[str, int] | None = None,
+    ) -> Value:
+        """Record an operation and give its output.
+
+        Args:
+            saved: inputs that the backward needs (ignored when nothing requires a gradient).
+            saves_output: the backward needs the output.
+            view: the output shares the first input's memory.
+            grad: whether the output requires a gradient; default: any input does.
+            extra_saved: further tensors made and kept by the operation (statistics, masks), atom -> bytes per element.
+        """
+        requires = any(v.grad for v in inputs) if grad is None else grad
+        out = Value(atom, width, requires, storage=inputs[0] if view else None)
+        kept: list[Value] = []
+        if requires:
+            kept.extend(saved)
+            if saves_output:
+                kept.append(out)
+        op = Op(
+            name,
+            tuple(inputs),
+            out,
+            tuple(kept),
+            cheap or view,
+            matmul,
+            core,
+            alias_grad or view,
+            dict(forward_temp or {}),
+            dict(backward_temp or {}),
+            dict(weight_grad or {}),
+        )
+        out.producer = op
+        self.ops.append(op)
+        for extra_atom, extra_width in (extra_saved or {}).items():
+            if requires:
+                side = Value(extra_atom, extra_width, False)
+                side.producer = op
+                op.saved = (*op.saved, side)
+        return out
+
+    def _needed(self, value: Value, seen: set[int]) -> list[Value]:
+        """What a compiler keeps so that the backward can have ``value``: cheap producers are run again."""
+        if id(value) in seen:
+            return []
+        seen.add(id(value))
+        producer = value.producer
+        if producer is None or not producer.cheap or value is not producer.output:
+            return [value]
+        out = []
+        for parent in producer.inputs:
+            out.extend(self._needed(parent, seen))
+        return out
+
+    def saved_by(self) -> list[list[Value]]:
+        """For each operation the storages its backward keeps alive (compiler's choice applied)."""
+        lists = []
+        for op in self.ops:
+            roots: dict[int, Value] = {}
+            for value in op.saved:
+                found = self._needed(value, set()) if self.compiled else [value]
+                for v in found:
+                    roots[id(v.root)] = v.root
+            lists.append(list(roots.values()))
+        return lists
+
+    def compile(self, output: Value, *, policy: str = "full") -> Program:
+        """Liveness of forward and backward as linear forms.
+
+        Args:
+            output: the block's result, handed to the next block.
+            policy: what checkpointing keeps besides the block's inputs: ``full`` nothing, ``selective`` the outputs of
+                attention and of every second matrix product, ``attention`` all but what core attention keeps.
+        """
+        saved = self.saved_by()
+        inputs = {id(v.root): v.root for v in self.inputs}
+        everything = {id(v): v for values in saved for v in values}
+        checkpoint = {**self._checkpointed(saved, policy, output), **{k: v for k, v in inputs.items() if v.grad}}
+        nothing: list[list[Value]] = [[] for _ in saved]
+        forward = self._forward(saved, output, inputs)
+        backward = self._backward(saved, output, {})
+        first = self._forward(nothing, output, inputs, keep=checkpoint)
+        again = self._forward(saved, output, checkpoint, recompute=True)
+        backward_again = self._backward(saved, output, checkpoint)
+        incoming = {output.atom: output.width}
+        kept = _bytes_of(everything.values())
+        return Program(
+            kept=_bytes_of(v for v in everything.values() if v is not output.root),
+            checkpoint=_bytes_of(v for v in checkpoint.values() if v is not output.root),
+            forward=_peaks(forward, _bytes_of(inputs.values())),
+            backward=_peaks(backward, kept),
+            recompute=undominated(
+                [
+                    *(plus(form, incoming) for form in _peaks(again, _bytes_of(checkpoint.values()))),
+                    *_peaks(backward_again, _bytes_of({**everything, **checkpoint}.values())),
+                ]
+            ),
+            inference=_peaks(self._forward(nothing, output, inputs), _bytes_of(inputs.values())),
+            scripts={
+                "forward": tuple(forward),
+                "backward": tuple(backward),
+                "first": tuple(first),
+                "again": (*again, *backward_again),
+            },
+        )
+
+    def _checkpointed(self, saved: list[list[Value]], policy: str, output: Value) -> dict[int, Value]:
+        keep: dict[int, Value] = {}
+        if policy == "selective":
+            matmuls = 0
+            needed = {id(v) for values in saved for v in values}
+            for op in self.ops:
+                matmuls += op.matmul
+                root = op.output.root
+                wanted = op.core or (op.matmul and matmuls % 2 == 1)
+                if wanted and (not self.compiled or id(root) in needed) and root is not output.root:
+                    keep[id(root)] = root
+                    keep |= {id(v): v for v in op.saved if v.producer is op and v is not op.output}
+        elif policy == "attention":
+            inside = {id(v) for op in self.ops if op.core for v in op.saved if v.producer is op and v is not op.output}
+            keep = {id(v): v for values in saved for v in values if id(v) not in inside}
+        return keep
+
+    def _forward(
+        self,
+        saved: list[list[Value]],
+        output: Value,
+        present: dict[int, Value],
+        *,
+        keep: Mapping[int, Value] | None = None,
+        recompute: bool = False,
+    ) -> list[Step]:
+        """The forward pass when the storages in ``present`` exist from the start; ``keep`` survive it besides."""
+        last: dict[int, int] = {}
+        for index, op in enumerate(self.ops):
+            for value in (*op.inputs, op.output):
+                last[id(value.root)] = index
+        held = {id(v) for values in saved for v in values} | set(present) | {id(output.root)} | set(keep or {})
+        booked = set(present)
+        lines: list[Step] = []
+        for index, (op, values) in enumerate(zip(self.ops, saved, strict=True)):
+            made = [op.output.root] if op.output.root.producer is not None else []
+            made += [v for v in (*values, *op.saved) if v.producer is op and id(v) in held]
+            for value in made:
+                if id(value) not in booked:
+                    booked.add(id(value))
+                    lines.append(Step(1, id(value), value.atom, value.width))
+            lines += _temporary(op.forward_temp, op)
+            for root in {id(v.root): v.root for v in (*op.inputs, op.output)}.values():
+                if last[id(root)] == index and id(root) in booked and id(root) not in held:
+                    booked.discard(id(root))
+                    lines.append(Step(-1, id(root), root.atom, root.width))
+        if recompute and id(output.root) in booked and not any(output.root in values for values in saved):
+            lines.append(Step(-1, id(output.root), output.root.atom, output.root.width))
+        return lines
+
+    def _backward(self, saved: list[list[Value]], output: Value, present: dict[int, Value]) -> list[Step]:
+        """The backward pass; storages in ``present`` stay until its end."""
+        uses: dict[int, int] = {}
+        for values in saved:
+            for value in values:
+                uses[id(value)] = uses.get(id(value), 0) + 1
+        gone: set[int] = set()
+        owners: dict[int, int] = {}
+        grad_of: dict[int, int] = {}
+        weights: set[str] = set()
+        lines: list[Step] = []
+
+        def new_grad(value: Value) -> None:
+            key = -1 - id(value)
+            grad_of[id(value)] = key
+            owners[key] = 1
+            lines.append(Step(1, key, value.atom, value.width))
+
+        def drop(value: Value) -> None:
+            key = grad_of.pop(id(value), None)
+            if key is None:
+                return
+            owners[key] -= 1
+            if not owners[key]:
+                lines.append(Step(-1, key, value.atom, value.width))
+
+        new_grad(output)
+        for op, values in zip(reversed(self.ops), reversed(saved), strict=True):
+            if op.output.grad and id(op.output) in grad_of:
+                twice = []
+                key = grad_of[id(op.output)]
+                for value in op.inputs:
+                    if not value.grad:
+                        continue
+                    if op.alias_grad and value.width == op.output.width and value.atom == op.output.atom:
+                        if id(value) not in grad_of:
+                            grad_of[id(value)] = key
+                            owners[key] += 1
+                        continue
+                    if id(value) in grad_of:
+                        twice.append(value)  # a second gradient is made, then added to the first
+                        lines.append(Step(1, -2 - id(value), value.atom, value.width))
+                    else:
+                        new_grad(value)
+                for atom, width in op.weight_grad.items():
+                    if atom not in weights and width:
+                        weights.add(atom)
+                        lines.append(Step(1, hash(atom), atom, width, weight=True))
+                lines += _temporary(op.backward_temp, op)
+                lines += [Step(-1, -2 - id(value), value.atom, value.width) for value in twice]
+                drop(op.output)
+            for value in values:
+                uses[id(value)] -= 1
+                if not uses[id(value)] and id(value) not in present:
+                    gone.add(id(value))
+                    lines.append(Step(-1, id(value), value.atom, value.width))
+        lines += [Step(-1, id(v), v.atom, v.width) for v in present.values() if id(v) not in gone]
+        # the gradient of the block's input is the next block's business
+        return lines
+
+
+def _temporary(form: Mapping[str, int], op: Op) -> list[Step]:
+    keys = [(id(op) + 1 + i, atom, width) for i, (atom, width) in enumerate(form.items())]
+    return [Step(1, *k) for k in keys] + [Step(-1, *k) for k in keys]
+
+
+def _peaks(lines: Iterable[Step], start: Form) -> tuple[Form, ...]:
+    """The running sums after each run of allocations, undominated ones only."""
+    live = dict(start)
+    found: list[Form] = [dict(live)]
+    rising = False
+    for line in lines:
+        if line.sign < 0 and rising:
+            found.append(dict(live))
+        rising = line.sign > 0
+        add(live, line.atom, line.sign * line.width)
+    found.append(dict(live))
+    return undominated(found)
+
+
+def _bytes_of(values: Iterable[Value]) -> Form:
+    form: Form = {}
+    for value in values:
+        add(form, value.atom, value.width)
+    return form

@@ -1,0 +1,177 @@
+"""Which weights a rank holds, which of them train, and what adapters add; elements, not bytes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from memfit.formula.dims import Dims, Group, Int, cdiv, groups
+from memfit.models.architecture import Architecture, Block, Tensor
+
+LINEAR_ALL = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """What trains: the static part of a training method.
+
+    Attributes:
+        full: every weight.
+        rank: adapter rank, 0 without adapters.
+        targets: adapted roles; ``("all-linear",)`` for every linear layer of the blocks.
+        also: patterns of modules that train in full beside the adapters, or the trained patterns of method ``freeze``.
+        last_layers: method ``freeze`` with a number: only the last n layers train; 0 otherwise.
+        dora: magnitude vectors beside the adapters.
+    """
+
+    full: bool = True
+    rank: int = 0
+    targets: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    last_layers: int = 0
+    dora: bool = False
+
+    def trains(self, tensor: Tensor) -> bool:
+        """Whether the tensor itself (not an adapter of it) gets a gradient."""
+        if self.full:
+            return True
+        return bool(self.also) and any(_matches(tensor, pattern) for pattern in self.also)
+
+    def adapts(self, role: str, tensor: Tensor) -> bool:
+        """Whether the projection gets an adapter."""
+        if not self.rank or not tensor.linear:
+            return False
+        if self.targets == (LINEAR_ALL,):
+            return tensor.part in ("attention", "mlp", "expert", "mixer", "other")
+        return any(same_role(role, target) for target in self.targets)
+
+
+_SYNONYMS = {
+    "wq": "q_proj",
+    "wk": "k_proj",
+    "wv": "v_proj",
+    "wo": "o_proj",
+    "output_proj": "o_proj",
+    "w1": "gate_proj",
+    "w3": "up_proj",
+    "w2": "down_proj",
+    "linear_proj": "o_proj",
+    "linear_fc2": "down_proj",
+    "proj": "o_proj",
+}
+_SAME = {
+    "dense": ("o_proj", "dense"),
+    "o_proj": ("o_proj", "dense", "out_proj", "c_proj", "attn_out"),
+    "out_proj": ("o_proj", "out_proj"),
+    "fc1": ("fc1", "up_proj", "c_fc", "dense_h_to_4h"),
+    "fc2": ("fc2", "down_proj", "dense_4h_to_h"),
+    "up_proj": ("up_proj", "fc1", "w3", "dense_h_to_4h"),
+    "gate_proj": ("gate_proj", "w1"),
+    "down_proj": ("down_proj", "fc2", "w2", "dense_4h_to_h"),
+    "gate_up_proj": ("gate_proj", "up_proj", "gate_up_proj"),
+    "query_key_value": ("q_proj", "k_proj", "v_proj", "query_key_value"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj", "qkv_proj"),
+    "c_attn": ("q_proj", "k_proj", "v_proj", "c_attn"),
+    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
+    "linear_fc1": ("gate_proj", "up_proj"),
+    "embed_tokens": ("embed_tokens", "wte", "word_embeddings", "embed_in"),
+    "lm_head": ("lm_head", "embed_out", "output"),
+}
+
+
+def same_role(role: str, target: str) -> bool:
+    """Whether a LoRA target names this projection's role, whatever the framework calls it."""
+    target = _SYNONYMS.get(target, target)
+    return role == target or role in _SAME.get(target, ())
+
+
+def _matches(tensor: Tensor, pattern: str) -> bool:
+    if any(c in pattern for c in "*?["):
+        return fnmatch.fnmatchcase(tensor.name, pattern)
+    return same_role(tensor.role, pattern) or pattern in tensor.name.split(".")
+
+
+def roles(tensor: Tensor) -> tuple[tuple[str, int], ...]:
+    """The roles inside a projection with their output sizes."""
+    return tensor.splits or ((tensor.role, tensor.shape[0]),)
+
+
+def adapter_elements(tensors: Iterable[Tensor], how: Training) -> int:
+    """Elements of the adapters on ``tensors``: A is (rank, in), B is (out, rank); DoRA adds out."""
+    total = 0
+    for t in tensors:
+        for role, out in roles(t):
+            if how.adapts(role, t):
+                total += (how.rank * (t.shape[-1] + out) + (out if how.dora else 0)) * t.count
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Elements of one block or of the outer tensors, split by what happens to them."""
+
+    trained: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    quantised: tuple[Group, ...]
+    adapters: tuple[Group, ...]
+
+    @property
+    def all(self) -> tuple[Group, ...]:
+        """Everything but the adapters."""
+        return (*self.trained, *self.frozen, *self.quantised)
+
+
+def held(tensors: tuple[Tensor, ...], how: Training, *, quantise: Callable[[Tensor], bool], train: bool = True) -> Held:
+    """Sort tensors into trained, frozen as they are, and frozen in the storage dtype."""
+    trains = how.trains if train else (lambda _: False)
+    sizes: dict[tuple[bool, bool], int] = {}
+    for t in tensors:
+        n = adapter_elements((t,), how) if train and not trains(t) else 0
+        if n:
+            key = (t.expert, t.tp_dim is not None)
+            sizes[key] = sizes.get(key, 0) + n
+    # one half of an adapter follows the split of its projection, the other half is replicated: counted whole
+    adapters = tuple(Group("adapters", n, "", expert, False, n) for (expert, _), n in sizes.items())
+    return Held(
+        groups(tensors, trains),
+        groups(tensors, lambda t: not trains(t) and not quantise(t)),
+        groups(tensors, lambda t: not trains(t) and quantise(t)),
+        adapters,
+    )
+
+
+def local(parts: tuple[Group, ...], d: Dims, num_kv: int, *, expert: bool | None = None) -> Int:
+    """Elements of groups on one rank; ``expert`` picks only (non-)expert groups."""
+    total: Int = 0
+    for g in parts:
+        if expert is None or g.expert == expert:
+            total = total + g.local(d, num_kv)
+    return total
+
+
+def num_kv(block: Block) -> int:
+    """Key/value heads, which bound how far their projections are split."""
+    return block.attention.num_kv_heads if block.attention and block.attention.kind == "gqa" else 1 << 30
+
+
+def sharded(dense: Int, expert: Int, d: Dims) -> Int:
+    """Elements of one data-parallel shard: experts are shared by fewer ranks when ep > 1."""
+    ways = d.dp_shard * d.cp
+    from memfit.formula.dims import maximum
+
+    return cdiv(dense, ways) + cdiv(expert, maximum(ways // d.ep, 1))
+
+
+def matrix_share(arch: Architecture) -> tuple[int, int]:
+    """(elements in hidden matrices, all elements): what matrix-only optimizers treat specially."""
+    inside = 0
+    total = 0
+    for stack in (arch.decoder, *arch.towers):
+        for block, number in zip(stack.blocks, stack.counts(), strict=True):
+            inside += number * sum(t.numel for t in block.tensors if len(t.shape) == 2 and not t.buffer)
+            total += number * block.num_params
+    outer = sum(t.numel for t in arch.outer if not t.buffer) + sum(
+        t.numel for s in (arch.decoder, *arch.towers) for t in s.extra if not t.buffer
+    )
+    return inside, total + outer

@@ -1,0 +1,226 @@
+"""From a job to a trace: one rank of a training run, as the job states it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memfit.errors import JobError, JobErrors, MissingError
+from memfit.job import Completed, Job, Task, complete
+from memfit.trace.hidden import Gpu
+from memfit.trace.result import Trace
+
+if TYPE_CHECKING:
+    from memfit.trace.program import Training
+
+FUSED_ADAMW = frozenset({"transformers", "trl", "axolotl", "swift", "torchtitan", "litgpt"})
+"""Frameworks whose AdamW is the fused one: TrainingArguments.optim and torchtitan's optimizer.implementation defaults."""
+ACCELERATE = frozenset({"transformers", "trl", "axolotl", "swift"})
+"""Frameworks on accelerate, which copies the outputs of an autocast forward to fp32."""
+THREADS = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
+"""Resident threads per multiprocessor where they are not 2048 (CUDA C Programming Guide, compute capabilities)."""
+
+
+def trace_job(
+    job: Job | Completed,
+    *,
+    rank: int = 0,
+    steps: int = 2,
+    engine: str = "auto",
+    num_layers: int | None = None,
+    hidden: bool = True,
+) -> Trace:
+    """Trace one rank of a training job whose model transformers can build.
+
+    Args:
+        job: the job; missing fields get their defaults.
+        rank: which rank of the data-parallel and tensor-parallel mesh.
+        steps: how many optimizer steps.
+        engine: ``meta``, ``fake-cuda``, or ``auto``: meta unless the job needs CUDA semantics.
+        num_layers: shorten the model.
+        hidden: book the temporaries inside CUDA kernels.
+
+    Raises:
+        JobErrors: the job contradicts itself or asks for something the trace does not run.
+        MissingError: torch or transformers is not installed, or this torch does not run fake CUDA tensors.
+    """
+    done = job if isinstance(job, Completed) else complete(job)
+    training, warnings = training_of(done.job, rank=rank, num_layers=num_layers)
+    try:
+        from memfit.trace import sharded
+        from memfit.trace.engine import DEVICE, run
+        from memfit.trace.program import program
+        from memfit.trace.unlock import UnlockError
+    except ImportError as error:
+        raise MissingError(f"tracing needs {error.name}", hint="pip install memfit[torch]") from error
+    chosen = training.engine if engine == "auto" else engine
+    made = program(training, DEVICE[chosen])
+    try:
+        trace = run(
+            made.build,
+            made.step,
+            engine=chosen,
+            steps=steps,
+            gpu=target(done.job.hardware.gpu),
+            hidden=hidden,
+            values=made.values,
+            before=made.before,
+        )
+    except UnlockError as error:
+        raise MissingError(
+            f"this job needs fake CUDA tensors: {error}", hint="torch 2.11 or later, Linux x86_64 is known to work"
+        ) from error
+    finally:
+        sharded.close()
+    return trace.with_warnings((*done.warnings, *warnings, *made.warnings))
+
+
+def target(name: str | None) -> Gpu:
+    """The properties of a card of the catalog that kernels depend on; an H100 when it is not an NVIDIA card."""
+    if name is None:
+        return Gpu()
+    from memfit.hardware import lookup_gpu
+
+    found = lookup_gpu(name)
+    card = found[0] if isinstance(found, tuple) else found
+    capability = card.compute_capability
+    if capability is None:
+        return Gpu()
+    return Gpu(
+        capability=capability,
+        multiprocessors=card.sm_count,
+        threads_per_multiprocessor=THREADS.get(capability, 2048),
+        total_bytes=card.total_bytes,
+        name=card.title,
+    )
+
+
+def training_of(job: Job, *, rank: int = 0, num_layers: int | None = None) -> tuple[Training, list[str]]:
+    """The training run of one rank, and what had to be assumed.
+
+    Raises:
+        JobErrors: the job asks for something the trace does not run.
+    """
+    from memfit.trace.program import Training
+
+    task, plan = job.task, job.strategy
+    faults = _refusals(job)
+    if faults:
+        raise JobErrors(faults)
+    warnings = []
+    if plan.compile:
+        warnings.append("torch.compile is not traced: the result is the eager program's")
+    if plan.framework in ("megatron", "torchtitan", "deepspeed", "nanotron", "litgpt"):
+        warnings.append(f"the model is transformers' own, not {plan.framework}'s")
+    low = (plan.precision or "bf16").removesuffix("-mixed")
+    mixed = (plan.precision or "").endswith("-mixed")
+    shard = plan.zero == 3 and (plan.dp or 1) > 1
+    adapters = task.method in ("lora", "qlora", "dora")
+    fused = plan.optimizer == "adamw" and plan.framework in FUSED_ADAMW
+    optimizer = {"adamw": "adamw-fused" if fused else "adamw-foreach"}.get(plan.optimizer or "", plan.optimizer or "none")
+    params = "fp32" if mixed and not adapters else low
+    if adapters and plan.weights in ("fp32", "bf16", "fp16"):
+        params = str(plan.weights)
+    every = {"none": 0, "full": 1}.get(str(plan.checkpointing), plan.checkpointing)
+    return (
+        Training(
+            config=config_dict(job),
+            num_layers=num_layers,
+            batch=plan.micro_batch or 1,
+            seq=task.seq_len or 4096,
+            grad_accum=plan.grad_accum or 1,
+            params=params,
+            autocast=low if mixed and not shard else None,
+            optimizer=optimizer,
+            optimizer_in_backward=bool(plan.optimizer_in_backward),
+            set_to_none=plan.set_to_none is not False,
+            checkpointing=every if isinstance(every, int) else 0,
+            attention="sdpa" if plan.attention == "flash" and low == "fp32" else plan.attention or "sdpa",
+            lora=_lora(task) if adapters else None,
+            nf4=task.method == "qlora",
+            trainable=_trainable(task),
+            ranks=(plan.dp_shard or plan.dp or 1) if shard else (plan.dp or 1),
+            shard=shard,
+            reshard=plan.reshard is not False,
+            reduce="fp32" if mixed and shard else None,
+            compute=low if mixed and shard else None,
+            tp=plan.tp or 1,
+            rank=rank,
+            fp32_outputs=mixed and not shard and plan.framework in ACCELERATE,
+        ),
+        warnings,
+    )
+
+
+def config_dict(job: Job) -> dict[str, Any]:
+    """The content of the config.json that the job names.
+
+    Raises:
+        UnknownNameError: neither a catalog name nor a folder.
+        InputFileError: the file cannot be read.
+    """
+    if job.model.config is not None:
+        return dict(job.model.config)
+    from pathlib import Path
+
+    from memfit.models import catalog, resolve
+    from memfit.models.config import load_file
+
+    name = job.model.name or ""
+    entry = catalog.lookup(name)
+    if entry is not None:
+        return dict(entry.config)
+    resolve(name)  # raises what is wrong with it
+    return load_file(Path(name))
+
+
+def _refusals(job: Job) -> list[JobError]:
+    """What of the job the trace does not run."""
+    task, plan = job.task, job.strategy
+    way_out = "`memfit estimate` covers it"
+
+    def no(path: str, value: Any, what: str) -> JobError:
+        return JobError(path, f"{what} is not traced", value=value, hint=way_out)
+
+    faults = []
+    if task.kind == "serve":
+        faults.append(no("task.kind", task.kind, "serving"))
+    if task.method in ("dpo", "grpo"):
+        faults.append(no("task.method", task.method, f"{task.method}"))
+    if task.method == "freeze" and isinstance(task.trainable, float):
+        faults.append(no("task.trainable", task.trainable, "a share of the parameters"))
+    for name in ("pp", "cp", "ep"):
+        if (getattr(plan, name) or 1) > 1:
+            faults.append(no(f"strategy.{name}", getattr(plan, name), f"{name} > 1"))
+    if plan.zero in (1, 2):
+        faults.append(no("strategy.zero", plan.zero, f"ZeRO stage {plan.zero}"))
+    if plan.precision not in ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed"):
+        faults.append(no("strategy.precision", plan.precision, f"precision {plan.precision}"))
+    if plan.checkpointing in ("selective", "attention"):
+        faults.append(no("strategy.checkpointing", plan.checkpointing, f"{plan.checkpointing} checkpointing"))
+    if plan.offload:
+        faults.append(no("strategy.offload", plan.offload, "offloading"))
+    if plan.loss not in (None, "eager"):
+        faults.append(no("strategy.loss", plan.loss, f"the {plan.loss} loss"))
+    if plan.optimizer in ("muon", "galore"):
+        faults.append(no("strategy.optimizer", plan.optimizer, f"the optimizer {plan.optimizer}"))
+    return faults
+
+
+def _lora(task: Task) -> dict[str, Any]:
+    lora = task.lora
+    targets: Any = "all-linear" if lora is None or lora.targets is None else lora.targets
+    arguments: dict[str, Any] = {
+        "r": (lora.rank if lora else None) or 16,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "lora_dropout": (lora.dropout if lora else None) or 0.0,
+        "use_dora": task.method == "dora",
+    }
+    if lora and lora.train_also:
+        arguments["modules_to_save"] = list(lora.train_also)
+    return arguments
+
+
+def _trainable(task: Task) -> tuple[str, ...] | int | None:
+    if task.method != "freeze" or task.trainable is None:
+        return None
+    return task.trainable if isinstance(task.trainable, (tuple, int)) else None

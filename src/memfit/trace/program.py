@@ -1,0 +1,218 @@
+"""Training programs of transformers models as (build, step) pairs that an engine can run.
+
+Imported only once torch is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from memfit.errors import MemfitError
+from memfit.trace import hf, sharded
+from memfit.trace.optimizers import OPTIMIZERS
+from memfit.trace.values import Values
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Parameter types by the words of a job."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """One rank of a training run, in plain terms.
+
+    Attributes:
+        config: content of a Hugging Face config.json.
+        num_layers: shorten the model to this many layers; None keeps all.
+        batch, seq: sequences of a micro-batch and tokens of a sequence.
+        grad_accum: micro-batches per optimizer step.
+        params: type of the parameters.
+        autocast: type of the computation under ``torch.autocast``, None without.
+        optimizer: a key of ``OPTIMIZERS``, or "none" for forward and backward only.
+        optimizer_in_backward: each gradient is applied and freed as it appears.
+        set_to_none: gradients are freed between steps.
+        checkpointing: 0 keeps everything, n recomputes every n-th layer.
+        attention: "sdpa", "flash" (the flash-attention package) or "eager".
+        lora: arguments of peft's LoraConfig, None for full training.
+        nf4: frozen linear layers are stored in 4 bits (QLoRA).
+        trainable: module names or patterns that are trained, or the number of last layers; None for all.
+        ranks: data-parallel ranks; with ``shard`` they hold one sharded copy (FSDP2).
+        shard: parameters, gradients and states are split over the ranks.
+        reshard: gathered parameters are freed between forward and backward.
+        reduce: type of gradients in the reduction, None for the gradients' own.
+        compute: type that FSDP2 gathers parameters in, None for their own.
+        tp: tensor-parallel ranks.
+        rank: which rank is traced.
+        fp32_outputs: the trainer copies the outputs to fp32 (accelerate under autocast).
+        keep_outputs: the loop holds the model's outputs until the step ends.
+    """
+
+    config: dict[str, Any]
+    num_layers: int | None = None
+    batch: int = 1
+    seq: int = 4096
+    grad_accum: int = 1
+    params: str = "bf16"
+    autocast: str | None = None
+    optimizer: str = "adamw-foreach"
+    optimizer_in_backward: bool = False
+    set_to_none: bool = True
+    checkpointing: int = 0
+    attention: str = "sdpa"
+    lora: dict[str, Any] | None = None
+    nf4: bool = False
+    trainable: tuple[str, ...] | int | None = None
+    ranks: int = 1
+    shard: bool = False
+    reshard: bool = True
+    reduce: str | None = None
+    compute: str | None = None
+    tp: int = 1
+    rank: int = 0
+    fp32_outputs: bool = False
+    keep_outputs: bool = False
+
+    @property
+    def engine(self) -> str:
+        """The engine that this run needs."""
+        return "fake-cuda" if self.autocast or self.shard or self.tp > 1 or self.fp32_outputs else "meta"
+
+
+@dataclass(kw_only=True, slots=True)
+class Program:
+    """What an engine runs: see ``memfit.trace.engine.run``."""
+
+    build: Callable[..., Any]
+    step: Callable[[Any], None]
+    before: Callable[[], Any] | None
+    values: Values
+    warnings: list[str] = field(default_factory=list)
+
+
+def program(training: Training, device: str) -> Program:
+    """The program of a training run on tensors of ``device``.
+
+    Raises:
+        ConfigError: transformers cannot build the model.
+        MemfitError: the optimizer is not known here.
+    """
+    if training.optimizer != "none" and training.optimizer not in OPTIMIZERS:
+        raise MemfitError(f"the trace knows no optimizer `{training.optimizer}`", hint=f"one of {', '.join(OPTIMIZERS)}")
+    config = hf.config_of(training.config, num_layers=training.num_layers, attention=training.attention)
+    values = Values(num_experts=hf.num_experts(config))
+    made = Program(build=_builder(training, config, device), step=_stepper(training, config, device), before=None, values=values)
+    if training.shard or training.tp > 1:
+        made.before = sharded.meshes(training.ranks, training.tp, training.rank)
+    elif training.ranks > 1:
+        made.warnings.append("gradient buckets of DDP are booked as flat buffers of 25 MiB; its hooks are not run")
+    return made
+
+
+def _builder(t: Training, config: Any, device: str) -> Callable[..., Any]:
+    def build(mesh: Any = None) -> Any:
+        first = "meta" if mesh is not None else device
+        model = hf.build(config, device=first, dtype=DTYPES[t.params])
+        if t.nf4:
+            from memfit.trace.nf4 import quantise
+
+            quantise(model)
+        if t.lora is not None:
+            model = hf.add_lora(model, t.lora)
+        elif t.trainable is not None:
+            freeze(model, t.trainable)
+        if t.checkpointing:
+            hf.checkpoint(model, every=t.checkpointing)
+            if t.lora is not None or t.trainable is not None:
+                model.enable_input_require_grads()
+        if mesh is not None:
+            sharded.apply(model, mesh, reshard=t.reshard, compute=DTYPES.get(t.compute or ""), reduce=DTYPES.get(t.reduce or ""))
+            model.to_empty(device=device)
+        buckets = sharded.ddp_buckets(model, device) if t.ranks > 1 and not t.shard else None
+        _forward_as_trainer(t, model)
+        return model, _optimizers(t, model), buckets
+
+    return build
+
+
+def freeze(model: Any, trainable: tuple[str, ...] | int) -> None:
+    """Train only the last layers (a number), or the modules that match one of the patterns."""
+    if isinstance(trainable, int):
+        kept = {id(p) for block in sharded.blocks_of(model)[-trainable:] for p in block.parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in kept)
+        return
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        inside = {".".join(parts[a:b]) for a in range(len(parts)) for b in range(a + 1, len(parts) + 1)}
+        parameter.requires_grad_(any(fnmatch.filter(inside, pattern) for pattern in trainable))
+
+
+def _forward_as_trainer(t: Training, model: Any) -> None:
+    if t.autocast and t.fp32_outputs:
+        from accelerate.utils.operations import convert_outputs_to_fp32
+
+        inner = torch.autocast("cuda", dtype=DTYPES[t.autocast])(model.forward)
+        model.forward = convert_outputs_to_fp32(inner)
+
+
+def _optimizers(t: Training, model: Any) -> Any:
+    if t.optimizer == "none":
+        return None
+    trained = [p for p in model.parameters() if p.requires_grad]
+    make = OPTIMIZERS[t.optimizer]
+    if not t.optimizer_in_backward:
+        return make(trained)
+    each = {p: make([p]) for p in trained}
+
+    def apply(parameter: Any) -> None:
+        each[parameter].step()
+        each[parameter].zero_grad(set_to_none=True)
+
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(apply)
+    return None
+
+
+def inputs_of(config: Any, batch: int, seq: int, device: str) -> dict[str, Any]:
+    """Token ids and labels; encoder-decoders get ``seq`` tokens on both sides, vision-language models text only."""
+    ids = torch.zeros(batch, seq, dtype=torch.long, device=device)
+    return {"input_ids": ids, "labels": ids}
+
+
+def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
+    def context() -> Any:
+        if t.autocast and not t.fp32_outputs:
+            return torch.autocast("cuda", dtype=DTYPES[t.autocast])
+        return contextlib.nullcontext()
+
+    def micro_batch(model: Any) -> Any:
+        batch = inputs_of(config, t.batch, t.seq, device)
+        with context():
+            out = model(**batch)
+        loss = out.loss if out.get("loss") is not None else out[0].float().mean()
+        if not t.keep_outputs:
+            out = None
+        if t.grad_accum > 1:
+            loss = loss / t.grad_accum
+        loss.backward()
+        return out
+
+    def step(state: Any) -> None:
+        model, optimizer, _ = state
+        for index in range(t.grad_accum):
+            if t.shard and t.grad_accum > 1:
+                model.set_requires_gradient_sync(index == t.grad_accum - 1)
+            held = micro_batch(model)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=t.set_to_none)
+        elif not t.optimizer_in_backward:
+            model.zero_grad(set_to_none=t.set_to_none)
+        del held
+
+    return step

@@ -1,0 +1,142 @@
+"""One rank of many, on a process group that moves nothing: FSDP2, tensor parallelism, DDP's buckets.
+
+Imported only once torch is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from memfit.errors import MemfitError
+
+DDP_BUCKET = 25 << 20
+"""Default ``bucket_cap_mb`` of DistributedDataParallel."""
+DDP_FIRST_BUCKET = 1 << 20
+"""Size of the bucket that is filled first (torch.distributed._DEFAULT_FIRST_BUCKET_BYTES)."""
+
+
+def meshes(ranks: int, tp: int, rank: int = 0) -> Callable[[], Any]:
+    """A function that opens a fake process group of ``ranks * tp`` and returns {"dp": mesh or None, "tp": mesh or None}.
+
+    Raises:
+        MemfitError: a process group is open already.
+    """
+
+    def before() -> dict[str, Any]:
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        if dist.is_initialized():
+            raise MemfitError("a process group is open already: the trace needs one of its own")
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks * tp)
+        if tp == 1:
+            return _ready({"dp": init_device_mesh("cuda", (ranks,)), "tp": None})
+        both = init_device_mesh("cuda", (ranks, tp), mesh_dim_names=("dp", "tp"))
+        return _ready({"dp": both["dp"] if ranks > 1 else None, "tp": both["tp"]})
+
+    return before
+
+
+def _ready(found: dict[str, Any]) -> dict[str, Any]:
+    # what a mesh works out lazily must be worked out here: inside the modes it would compute on fake tensors
+    for mesh in found.values():
+        if mesh is not None:
+            mesh.get_local_rank()
+            mesh.get_coordinate()
+            mesh.get_group()
+    return found
+
+
+def close() -> None:
+    """End the fake process group."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "fake":
+        dist.destroy_process_group()
+
+
+def blocks_of(model: Any) -> list[Any]:
+    """The modules that are wrapped one by one: what transformers says must not be split."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    found = [m for m in model.modules() if type(m).__name__ in names]
+    if not found:
+        lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
+        found = list(max(lists, key=len)) if lists else []
+    return found
+
+
+def apply(model: Any, mesh: dict[str, Any], *, reshard: bool, compute: Any, reduce: Any) -> None:
+    """Split a model over the meshes: tensor parallelism first, then FSDP2 block by block.
+
+    Args:
+        model: on ``meta``.
+        mesh: what ``meshes`` made.
+        reshard: free gathered parameters after each forward.
+        compute, reduce: types of gathered parameters and of reduced gradients, None to keep.
+    """
+    blocks = blocks_of(model)
+    if mesh["tp"] is not None:
+        parallelize(model, mesh["tp"])
+    if mesh["dp"] is not None:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
+        for block in blocks:
+            fully_shard(block, mesh=mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(model, mesh=mesh["dp"], mp_policy=policy)
+
+
+def parallelize(model: Any, mesh: Any) -> None:
+    """Tensor parallelism by the plan that the model's own configuration states.
+
+    Raises:
+        MemfitError: the model states no plan, or one that plain column and row splits do not cover.
+    """
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    styles: dict[str, Callable[[], Any]] = {
+        "colwise": ColwiseParallel,
+        "rowwise": RowwiseParallel,
+        "colwise_rep": lambda: ColwiseParallel(output_layouts=Replicate()),
+        "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
+        "rowwise_rep": lambda: RowwiseParallel(input_layouts=Replicate()),
+        "embedding_rowwise": lambda: RowwiseParallel(input_layouts=Replicate()),
+    }
+    whole = ("replicated_with_grad_allreduce", "replicate", "all_reduce", "local")
+    config = getattr(model, "config", None)
+    stated = getattr(config, "base_model_tp_plan", None) or {}
+    if not stated:
+        raise MemfitError("the model's configuration states no tensor-parallel plan")
+    prefix = getattr(model, "base_model_prefix", "model")
+    plan: dict[str, Any] = {}
+    for name, style in stated.items():
+        if style in styles:
+            plan[f"{prefix}.{name}"] = styles[style]()
+        elif style not in whole:
+            raise MemfitError(f"tensor-parallel style `{style}` of `{name}` is not traced")
+    names = {n for n, _ in model.named_modules()}
+    if f"{prefix}.embed_tokens" in names:
+        plan[f"{prefix}.embed_tokens"] = styles["embedding_rowwise"]()
+    if "lm_head" in names:
+        plan["lm_head"] = styles["colwise_rep"]()
+    parallelize_module(model, mesh, plan)
+
+
+def ddp_buckets(model: Any, device: str) -> list[Any]:
+    """Flat buffers as large as DistributedDataParallel's buckets, filled from the last parameter to the first."""
+    sizes: list[tuple[Any, int]] = []
+    limit, room, dtype = DDP_FIRST_BUCKET, 0, None
+    for parameter in reversed([p for p in model.parameters() if p.requires_grad]):
+        if room and (room >= limit or parameter.dtype != dtype):
+            sizes.append((dtype, room))
+            room, limit = 0, DDP_BUCKET
+        dtype = parameter.dtype
+        room += parameter.numel() * parameter.element_size()
+    if room:
+        sizes.append((dtype, room))
+    return [torch.empty(n, dtype=torch.uint8, device=device) for _, n in sizes]
