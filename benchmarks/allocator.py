@@ -83,9 +83,8 @@ def main(arguments: list[str]) -> None:
             start = time.process_time()
             result = replay(events, settings, 200 * GIB)
             best = min(best, time.process_time() - start)
-        print(
-            f"{best / len(events) * 1e6:5.2f} us/event  reserved {format_gib(result.reserved_peak)}  {settings or 'default'}"
-        )
+        reserved = format_gib(result.reserved_peak)
+        print(f"{best / len(events) * 1e6:5.2f} us/event  reserved {reserved}  {settings or 'default'}")
     start = time.process_time()
     capacity = smallest_capacity(events)
     print(f"smallest capacity {format_gib(capacity, 4)} in {time.process_time() - start:.2f} s")

@@ -28,6 +28,7 @@ FIRST_RELEASE = {
     "large_segment_size_mb": (2, 11),
     "per_process_memory_fraction": (2, 11),
     "expandable_segments_reserve": (2, 15),
+    "throw_on_cudamalloc_oom": (2, 13),
 }
 
 
@@ -82,6 +83,12 @@ CASES = (
     Case(name="fraction", fraction=0.37, total=7 * GIB),
     Case(name="fraction by setting", settings="per_process_memory_fraction:0.41", total=7 * GIB),
     Case(name="fraction, expandable", settings="expandable_segments:True", fraction=0.37, total=7 * GIB),
+    Case(name="early refusal", settings="throw_on_cudamalloc_oom:True", total=3 * GIB, others=300 * MIB),
+    Case(
+        name="early refusal, expandable",
+        settings="throw_on_cudamalloc_oom:True,expandable_segments:True",
+        total=3 * GIB,
+    ),
     Case(name="large segment 64", settings="large_segment_size_mb:64", total=3 * GIB),
     Case(name="large segment 64, expandable", settings="large_segment_size_mb:64,expandable_segments:True"),
     Case(name="private pools", pools="b", total=4 * GIB),
@@ -107,6 +114,7 @@ def program(seed: int, case: Case, length: int = 1500) -> list[Command]:
     limit = min(case.total, 5 * GIB) * 0.95
     live: list[int] = []
     size_of: dict[int, int] = {}
+    pool_of: dict[int, int] = {}
     held = 0
     commands: list[Command] = []
     pool: int | None = None
@@ -117,12 +125,15 @@ def program(seed: int, case: Case, length: int = 1500) -> list[Command]:
             if case.uses and rng.random() < 0.3:
                 commands += [("u", name, 0x1000 * rng.randint(0, 3)) for _ in range(rng.randint(1, 2))]
             held -= size_of[name]
+            pool_of.pop(name, None)
             commands.append(("f", name))
         else:
             size = rng.choice(favourites) if rng.random() < 0.6 else rng.randint(*rng.choice(kinds))
             stream = 0 if rng.random() < 0.85 else 0x1000 * rng.randint(1, 2)
             commands.append(("a", number, size, stream))
             live.append(number)
+            if pool is not None:
+                pool_of[number] = pool
             size_of[number] = size
             held += size
         if case.uses and rng.random() < 0.01:
@@ -136,7 +147,11 @@ def program(seed: int, case: Case, length: int = 1500) -> list[Command]:
                 released.append(pool)
                 pool = None
         if released and rng.random() < 0.01:
-            commands.append(("r", released.pop(rng.randrange(len(released)))))
+            gone = rng.choice(released)
+            # with expandable segments the real allocator reads freed memory when a released pool has live tensors
+            if "expandable" not in case.settings or gone not in pool_of.values():
+                released.remove(gone)
+                commands.append(("r", gone))
         if pool is None and rng.random() < 0.003:
             commands.append(("e",))
         if rng.random() < 0.02:

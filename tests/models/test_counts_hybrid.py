@@ -277,6 +277,7 @@ def test_gemma3_without_vision_part_is_the_text_model() -> None:
         ("llava-hf/llava-1.5-7b-hf", {"text_config": {"model_type": "abacus"}}, "abacus"),
         ("OpenGVLab/InternVL3-8B-hf", {"vision_config": {"num_attention_heads": 7}}, "7 heads"),
         ("google-t5/t5-base", {"num_heads": -1}, "num_"),
+        ("google-t5/t5-base", {"num_decoder_layers": 1 << 27}, "num_decoder_layers"),
         ("facebook/bart-large", {"decoder_attention_heads": 7}, "7 heads"),
         ("openai/whisper-large-v3", {"encoder_layers": "many"}, "encoder_layers"),
         ("tiiuae/Falcon-H1-7B-Base", {"mamba_n_heads": 7}, "mamba_n_heads"),
@@ -287,6 +288,33 @@ def test_gemma3_without_vision_part_is_the_text_model() -> None:
 def test_bad_values_name_the_key(name: str, change: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         architecture({**MODELS[name]["config"], **change})
+
+
+BAD: tuple[Any, ...] = (
+    None, 0, -1, 1, 7, 2.5, True, False, "x", "", [], [1], [-1], ["a"], {}, {"a": 1}, 10**30, 1 << 27, [[1, 2]], "auto",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(FIRST_OF_CLASS.values()))
+def test_any_bad_value_gives_a_reading_or_one_clear_error(name: str) -> None:
+    config = MODELS[name]["config"]
+    parts = [(), *((k,) for k, v in config.items() if isinstance(v, dict))]
+    for path in parts:
+        inner = config[path[0]] if path else config
+        for key in (*inner, None):
+            for bad in BAD:
+                changed = {k: v for k, v in inner.items() if k != key}
+                if key is not None and bad is not None:
+                    changed[key] = bad
+                whole = {**config, path[0]: changed} if path else changed
+                try:
+                    model = architecture(whole)
+                except ConfigError:
+                    pass  # any other exception fails the test
+                else:
+                    assert model.num_params > 0
+                if key is None:
+                    break
 
 
 def normal(shape: tuple[int, ...]) -> tuple[int, ...]:

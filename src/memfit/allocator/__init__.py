@@ -22,7 +22,8 @@ from memfit.allocator.events import (
     Event,
 )
 from memfit.allocator.oom import OomFacts, SimulatedOutOfMemoryError, oom_text
-from memfit.allocator.questions import WhatIf, reserved_interval, smallest_capacity, what_if
+from memfit.allocator.questions import WhatIf, capacity_interval, reserved_interval, smallest_capacity, what_if
+from memfit.allocator.releases import parse_release
 from memfit.allocator.replay import OutOfMemory, Replay, Span, replay
 from memfit.allocator.simulator import CachingAllocator
 from memfit.allocator.snapshot import snapshot, write_snapshot
@@ -49,7 +50,9 @@ __all__ = [
     "SimulatedOutOfMemoryError",
     "Span",
     "WhatIf",
+    "capacity_interval",
     "oom_text",
+    "parse_release",
     "replay",
     "reserved_interval",
     "smallest_capacity",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from memfit.allocator.releases import LATEST, Release
 from memfit.errors import MemfitError, UnknownNameError
 from memfit.units import GIB, MIB
 
@@ -26,10 +27,10 @@ NO_EFFECT = frozenset({
     "pinned_use_hip_host_register", "pinned_num_register_threads", "pinned_use_background_threads",
     "pinned_reserve_segment_size_mb", "pinned_free_catch_all", "pinned_max_round_threshold_mb",
     "pinned_max_cached_size_mb", "expandable_segments_handle_type", "graph_capture_record_stream_reuse",
-    "throw_on_cudamalloc_oom", "expandable_segments_reserve_by_class",
+    "expandable_segments_reserve_by_class",
 })  # fmt: skip
 """Settings that PyTorch knows and that this simulation does not need: host memory, locks, sharing between processes,
-and three of recent releases that change when an error is raised or what a running graph capture may reuse."""
+what a running graph capture may reuse, and address ranges of stream classes that only a program can name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class AllocatorConfig:
         memory_fraction: share of the device that this process may reserve; None is no limit.
         expandable_reserve_fraction: address range of an expandable segment as a share of the device (torch >= 2.15).
         expandable_reserve_bytes: the same in bytes; at most one of the two is set.
+        throw_on_cudamalloc_oom: refuse a request that would reserve more than the device has, before the cache is given
+            back (torch >= 2.13).
         no_effect: names of given settings that do not change the simulation.
     """
 
@@ -60,10 +63,11 @@ class AllocatorConfig:
     memory_fraction: float | None = None
     expandable_reserve_fraction: float | None = None
     expandable_reserve_bytes: int | None = None
+    throw_on_cudamalloc_oom: bool = False
     no_effect: tuple[str, ...] = ()
 
     @staticmethod
-    def parse(text: str, release: tuple[int, int] = (2, 15)) -> AllocatorConfig:
+    def parse(text: str, release: Release = LATEST) -> AllocatorConfig:
         """Read the text of ``PYTORCH_ALLOC_CONF``, e.g. ``expandable_segments:True,max_split_size_mb:128``.
 
         Args:
@@ -114,6 +118,8 @@ class AllocatorConfig:
             parts.append(f"expandable_segments_reserve:{self.expandable_reserve_fraction:g}")
         elif self.expandable_reserve_bytes is not None:
             parts.append(f"expandable_segments_reserve:{self.expandable_reserve_bytes / GIB:g}G")
+        if self.throw_on_cudamalloc_oom:
+            parts.append("throw_on_cudamalloc_oom:True")
         return ",".join(parts)
 
     def warnings(self) -> tuple[str, ...]:
@@ -192,10 +198,13 @@ def _real(name: str, value: str, bound: str, accept: Callable[[float], bool]) ->
     return number
 
 
-def _expandable(config: AllocatorConfig, name: str, value: str) -> AllocatorConfig:
-    if value not in ("True", "False"):
-        raise _fault(name, value, "True or False")
-    return replace(config, expandable_segments=value == "True")
+def _switch(field: str) -> Callable[[AllocatorConfig, str, str], AllocatorConfig]:
+    def read(config: AllocatorConfig, name: str, value: str) -> AllocatorConfig:
+        if value not in ("True", "False"):
+            raise _fault(name, value, "True or False")
+        return replace(config, **{field: value == "True"})  # type: ignore[arg-type]
+
+    return read
 
 
 def _max_split(config: AllocatorConfig, name: str, value: str) -> AllocatorConfig:
@@ -268,12 +277,13 @@ def _power_of_two(name: str, text: str) -> int:
 
 
 _READERS: dict[str, Callable[[AllocatorConfig, str, str], AllocatorConfig]] = {
-    "expandable_segments": _expandable,
+    "expandable_segments": _switch("expandable_segments"),
     "max_split_size_mb": _max_split,
     "max_non_split_rounding_mb": _non_split,
     "garbage_collection_threshold": _collection,
     "large_segment_size_mb": _large_segment,
     "per_process_memory_fraction": _fraction,
     "expandable_segments_reserve": _reserve,
+    "throw_on_cudamalloc_oom": _switch("throw_on_cudamalloc_oom"),
     "backend": _backend,
 }

@@ -104,6 +104,8 @@ def _new_range(allocator: CachingAllocator, pool: Pool, stream: int, segment: Ex
     block = Block(stream, segment.size, segment.base, pool, segment)
     block.state = UNMAPPED
     pool.add_unmapped(block)
+    if pool.owner is not None:
+        pool.owner.segments += 1
     allocator.num_segments += 1
     allocator.num_segments_peak = max(allocator.num_segments_peak, allocator.num_segments)
     return block

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memfit.allocator.releases import LATEST, Release
 from memfit.units import GIB, KIB, MIB
-
-Release = tuple[int, int]
-LATEST: Release = (2, 15)
 
 _ADVICE = (
     " If reserved but unallocated memory is large try setting {setting} to avoid fragmentation."
@@ -101,6 +99,14 @@ def oom_text(facts: OomFacts, release: Release = LATEST) -> str:
     parts.append(f"and {size_text(unallocated)} is reserved by PyTorch but unallocated.")
     parts.append(_advice(facts, release))
     return "".join(parts)
+
+
+def rejection_text(size: int) -> str:
+    """The message under ``throw_on_cudamalloc_oom`` for ``size`` bytes: the device is not asked at all."""
+    return (
+        "CUDA out of memory. Allocation was preemptively rejected because it would exceed per_process_memory_fraction"
+        f" limit. Requested size: {size_text(size)}"
+    )
 
 
 def _advice(facts: OomFacts, release: Release) -> str:

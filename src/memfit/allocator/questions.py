@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from memfit.allocator.config import AllocatorConfig
 from memfit.allocator.device import GRANULE
 from memfit.allocator.events import USE, Event
-from memfit.allocator.oom import LATEST, Release
+from memfit.allocator.releases import LATEST, OLDEST_FIRST, Release
 from memfit.allocator.replay import Settings, replay, resolve
-from memfit.allocator.simulator import OLDEST_FIRST
 
 
 def smallest_capacity(
@@ -76,17 +76,41 @@ def reserved_interval(
         lags: event lags to try.
     """
     settings = resolve(config, release)
+    peaks = [
+        replay(events, settings, capacity, others=others, release=release, order=order, lag=lag).reserved_peak
+        for order, lag in _unknowns(events, settings, release, seeds, lags)
+    ]
+    return min(peaks), max(peaks)
+
+
+def capacity_interval(
+    events: Sequence[Event],
+    config: Settings = None,
+    *,
+    others: int = 0,
+    release: Release = LATEST,
+    seeds: int = 2,
+    lags: Sequence[int | None] = (0, None),
+) -> tuple[int, int]:
+    """Lowest and highest `smallest_capacity` over the same unknowns as `reserved_interval`."""
+    settings = resolve(config, release)
+    capacities = [
+        smallest_capacity(events, settings, others=others, release=release, order=order, lag=lag)
+        for order, lag in _unknowns(events, settings, release, seeds, lags)
+    ]
+    return min(capacities), max(capacities)
+
+
+def _unknowns(
+    events: Sequence[Event], config: AllocatorConfig, release: Release, seeds: int, lags: Sequence[int | None]
+) -> list[tuple[str | int, int | None]]:
+    """The (address order, lag) pairs that can make a difference."""
     orders: list[str | int] = ["ascending"]
-    if release < OLDEST_FIRST and not settings.expandable_segments:
+    if release < OLDEST_FIRST and not config.expandable_segments:
         orders += ["descending", *range(1, seeds + 1)]
     if not any(event[0] == USE for event in events):
         lags = lags[:1]
-    peaks = [
-        replay(events, settings, capacity, others=others, release=release, order=order, lag=lag).reserved_peak
-        for order in orders
-        for lag in lags
-    ]
-    return min(peaks), max(peaks)
+    return [(order, lag) for order in orders for lag in lags]
 
 
 @dataclass(frozen=True, kw_only=True)

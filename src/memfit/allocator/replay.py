@@ -23,7 +23,8 @@ from memfit.allocator.events import (
     USE,
     Event,
 )
-from memfit.allocator.oom import LATEST, Release, SimulatedOutOfMemoryError
+from memfit.allocator.oom import SimulatedOutOfMemoryError
+from memfit.allocator.releases import LATEST, Release
 from memfit.allocator.simulator import CachingAllocator
 from memfit.allocator.snapshot import segments, snapshot, write_snapshot
 from memfit.allocator.stats import MemoryStats

@@ -1,8 +1,8 @@
 """PyTorch's CUDA caching allocator, simulated: the same decisions on the same requests, block by block.
 
-A request is rounded, looked for among the free blocks of its stream and pool (best fit),
-served by a new segment when none fits, and split off when it leaves enough behind. Freed blocks merge with their free
-neighbours. The behaviour follows the releases 2.1 to 2.15, which differ only in the points named below.
+A request is rounded, looked for among the free blocks of its stream and pool (best fit), served by a new segment when
+none fits, and split off when it leaves enough behind. Freed blocks merge with their free neighbours. The behaviour
+is that of torch 2.1 to 2.15, with the differences named in `memfit.allocator.releases`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,20 @@ from memfit.allocator import expandable, reclaim
 from memfit.allocator.blocks import ALLOCATED, FREE, PENDING, UNMAPPED, Block, Pool, PrivatePool
 from memfit.allocator.config import MIN_BLOCK, SMALL_LIMIT, AllocatorConfig, make_rounding, segment_size
 from memfit.allocator.device import Device
-from memfit.allocator.oom import LATEST, OomFacts, Release, SimulatedOutOfMemoryError, oom_text
+from memfit.allocator.oom import OomFacts, SimulatedOutOfMemoryError, oom_text, rejection_text
+from memfit.allocator.releases import (
+    CAPTURE_ONLY,
+    EXPANDABLE_PRIVATE,
+    LATEST,
+    OLDEST_FIRST,
+    USES_END_WITH_CAPTURE,
+    Release,
+)
 from memfit.allocator.stats import MemoryStats
 from memfit.allocator.uses import PendingUses
 from memfit.errors import MemfitError
 
 NEVER = 1 << 62
-"""A limit that is never reached."""
-
-EXPANDABLE_PRIVATE: Release = (2, 5)
-"""From here on private pools, too, use expandable segments when these are on."""
-USES_END_WITH_CAPTURE: Release = (2, 4)
-"""From here on a use recorded inside a capture is over when the capture has ended."""
-OLDEST_FIRST: Release = (2, 13)
-"""From here on the older segment wins among free blocks of one size; before, the lower address.
-
-(2.12 prefers blocks that were once split off, then older segments; it is simulated like 2.11.)
-"""
-CAPTURE_ONLY: Release = (2, 13)
-"""From here on only a graph capture holds back events and cache releases; before, every use of a private pool."""
 
 
 class CachingAllocator:
@@ -117,7 +112,7 @@ class CachingAllocator:
         else:
             block = self._search(pool, size, stream)
         if block is None:
-            block = self._grow(pool, size, stream)
+            block = self._grow(pool, size, stream, requested)
 
         # split what is left over
         left = block.size - size
@@ -226,7 +221,11 @@ class CachingAllocator:
         self._held = bool(self._captures)
 
     def release_pool(self, number: int) -> None:
-        """One user of private pool ``number`` is gone; after the last, its free segments may be given back."""
+        """One user of private pool ``number`` is gone; after the last, its free segments may be given back.
+
+        With expandable segments PyTorch may forget a released pool while tensors in it live on, and then read freed
+        memory; here the pool stays until it is empty.
+        """
         if number in self.private:
             self.private[number].users -= 1
 
@@ -263,9 +262,8 @@ class CachingAllocator:
     def log(self, action: str, address: int, size: int, block: Block) -> None:
         """Add one action to the history."""
         if self.history is not None:
-            owner = block.pool.owner
-            place = self.device.address(address)
-            self.history.append((action, place, size, block.stream, owner.number if owner else 0, block.frames))
+            number = block.pool.owner.number if block.pool.owner else 0
+            self.history.append((action, self.device.address(address), size, block.stream, number, block.frames))
 
     # ---- search and growth ----
 
@@ -304,18 +302,18 @@ class CachingAllocator:
         del entries[index]
         return block
 
-    def _grow(self, pool: Pool, size: int, stream: int) -> Block:
+    def _grow(self, pool: Pool, size: int, stream: int, requested: int) -> Block:
         """A block out of new memory, after giving back cached memory where that is needed."""
         if self.collecting:
             reclaim.collect_garbage(self)
-        block = self._new_block(pool, size, stream)
+        block = self._new_block(pool, size, stream, requested)
         if block is None and self.max_split != NEVER and reclaim.release_for(self, pool, size, stream):
-            block = self._new_block(pool, size, stream)
+            block = self._new_block(pool, size, stream, requested)
         if block is None and not self._held:
             self.pending.wait()
             reclaim.release_all(self)
             self.num_alloc_retries += 1
-            block = self._new_block(pool, size, stream)
+            block = self._new_block(pool, size, stream, requested)
         if block is None:
             self.num_ooms += 1
             facts = self.oom_facts(size)
@@ -324,24 +322,26 @@ class CachingAllocator:
             raise SimulatedOutOfMemoryError(oom_text(facts, self.release), facts)
         return block
 
-    def _new_block(self, pool: Pool, size: int, stream: int) -> Block | None:
+    def _new_block(self, pool: Pool, size: int, stream: int, requested: int) -> Block | None:
         wanted = segment_size(size, self.config.large_segment_size)
         if self.allowed is not None and self.reserved + wanted > self.allowed:
             return None
+        if self.config.throw_on_cudamalloc_oom and self.reserved + wanted > self.device.total:
+            facts = self.oom_facts(size)
+            raise SimulatedOutOfMemoryError(rejection_text(requested), facts)
         if self._expandable and (pool.owner is None or self.release >= EXPANDABLE_PRIVATE):
-            block = expandable.grow(self, pool, size, stream)
-        elif self.device.take(wanted):
-            block = Block(stream, wanted, self.device.reserve(wanted), pool, None)
-            self.add_reserved(pool, wanted)
-            self.num_segments += 1
-            self.num_segments_peak = max(self.num_segments_peak, self.num_segments)
-            if self.stats is not None:
-                self.stats.up("segment", pool.small, 1)
-            self.log("segment_alloc", block.address, wanted, block)
-        else:
+            return expandable.grow(self, pool, size, stream)
+        if not self.device.take(wanted):
             return None
-        if block is not None and pool.owner is not None:
+        block = Block(stream, wanted, self.device.reserve(wanted), pool, None)
+        self.add_reserved(pool, wanted)
+        self.num_segments += 1
+        self.num_segments_peak = max(self.num_segments_peak, self.num_segments)
+        if self.stats is not None:
+            self.stats.up("segment", pool.small, 1)
+        if pool.owner is not None:
             pool.owner.segments += 1
+        self.log("segment_alloc", block.address, wanted, block)
         return block
 
     def add_reserved(self, pool: Pool, size: int) -> None:

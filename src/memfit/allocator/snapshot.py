@@ -24,13 +24,9 @@ def segments(allocator: CachingAllocator, live: Iterable[Block]) -> list[dict[st
         allocator: the allocator.
         live: the blocks in use, which only their owner knows.
     """
-    heads: dict[int, Block] = {}
-    for block in [*live, *allocator.pending, *(b for pool in allocator.pools() for b in pool.blocks())]:
-        head = block
-        while head.prev is not None and head.prev.state != UNMAPPED:
-            head = head.prev
-        heads[head.address] = head
-    return sorted((_segment(allocator, head) for head in heads.values()), key=lambda segment: segment["address"])
+    blocks = [*live, *allocator.pending, *(block for pool in allocator.pools() for block in pool.blocks())]
+    heads = [block for block in blocks if block.prev is None or block.prev.state == UNMAPPED]
+    return sorted((_segment(allocator, head) for head in heads), key=lambda segment: segment["address"])
 
 
 def snapshot(allocator: CachingAllocator, live: Iterable[Block]) -> dict[str, Any]:

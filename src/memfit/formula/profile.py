@@ -83,6 +83,7 @@ class Profile:
     inputs_grad: bool = False
     reference: bool = False
     balance_cost: bool = False
+    expandable: bool = False
     bucket: int = 0
     schemes: Mapping[str, str] = field(hash=False)
     sharded: Mapping[str, str] = field(hash=False)

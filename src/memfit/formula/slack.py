@@ -1,25 +1,38 @@
 """What the caching allocator holds beyond what is allocated, and the band around a prediction.
 
-The shares come from replaying traced steps of real modules through the simulated allocator (memfit.allocator), not
-from measured runs: a single stream loses a few percent to rounding and unsplit blocks; sharded runs allocate gathered
-weights and reductions on streams of their own, whose free blocks no other stream can use.
+Causes, seen by replaying played steps (``timeline.py``) through the simulated allocator (``benchmarks/slack.py``):
+
+- a free block serves only the stream it was allocated on, so sharded runs add up the peaks of their streams: gathered
+  weights, reductions with the gradient shards, and everything else;
+- large freed blocks (logits) are cut by smaller requests and are not whole again when the next step wants them;
+- optimizer states are made at the end of the first step, inside memory that activations had used.
+
+With expandable segments only the first cause is left.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from memfit.formula.dims import Int
 from memfit.ledger import Band, Ledger
 
+LOGITS_PCT, TRANSIENT_PCT, STATES_PCT = 16, 4, 5
+"""Shares of logits, of activations and of late-made optimizer states that are lost to splitting: least squares over
+simulated steps, see benchmarks/slack.py; its output names the residual."""
 
-def slack_bytes(transient: Int, resident: Int, *, sharded: bool) -> Int:
-    """Reserved minus allocated at the peak.
+
+def fragments(parts: Mapping[str, Int], *, states_late: bool) -> Int:
+    """Bytes lost to splitting with the default allocator settings.
 
     Args:
-        transient: bytes at the peak that come and go within a step (activations, logits, workspaces, buffers).
-        resident: bytes that stay (weights, gradients, optimizer).
-        sharded: gathered weights and reductions run on their own streams.
+        parts: entries of the peak moment.
+        states_late: states are made tensor by tensor in the first step (not in one flat buffer beforehand).
     """
-    return transient * (12 if sharded else 8) // 100 + resident * (3 if sharded else 1) // 100
+    lost = parts["logits"] * LOGITS_PCT + (parts["kept"] + parts["block"]) * TRANSIENT_PCT
+    if states_late:
+        lost = lost + parts["states"] * STATES_PCT
+    return lost // 100
 
 
 def bands(ledger: Ledger, *, sharded: bool) -> dict[str, Band]:

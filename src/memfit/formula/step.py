@@ -32,7 +32,8 @@ ENTRIES: dict[str, tuple[Component, str]] = {
     "logits": ("logits", "logits and loss"),
     "step": ("workspace", "optimizer step temporaries"),
     "cublas": ("workspace", "cuBLAS workspaces"),
-    "buckets": ("communication", "buckets and reduction buffers"),
+    "buckets": ("communication", "reduction buffers"),
+    "ddp": ("communication", "data-parallel gradient buckets"),
 }
 
 
@@ -89,8 +90,8 @@ class StageModel:
         self.sharded = self.c.zero >= 3
         self._atoms: dict[int, dict[str, Int]] = {}
         self._towers = setup.towers if stage.first else ()
-        self._order = stage.indices()
-        self._kinds = [setup.decoder.stack.layout[i] for i in self._order]
+        self.indices = stage.indices()
+        self._kinds = [setup.decoder.stack.layout[i] for i in self.indices]
         self.ways = d.dp_shard * d.cp
 
     # -- elements -------------------------------------------------------------------------------------------------
@@ -275,6 +276,11 @@ class StageModel:
                 total = total + local(self.s.embedding.all, self.d, 1 << 30)
         return total
 
+    def head_weights(self) -> Int:
+        """Elements of the head on the stage."""
+        parts = (*self.s.head.all, *(self.s.embedding.all if self.s.arch.tied else ()))
+        return local(parts, self.d, 1 << 30) if self.stage.last else 0
+
     def gathered_width(self, kind: Kind | None = None) -> tuple[int, int]:
         """(numerator, denominator) of bytes per gathered element; frozen quantised weights gather as stored."""
         if kind is not None and kind.held.quantised:
@@ -292,8 +298,8 @@ class StageModel:
         else:
             units = sh.live_units + (sh.copy_in if not backward else 0)
             live = self.largest_block() * units * num // den
-            if sh.root:
-                live = live + self.outer_weights() * (self.s.scheme.gathered or self.s.width)
+            outer = self.outer_weights() if sh.root else (0 if backward else self.head_weights())
+            live = live + outer * (self.s.scheme.gathered or self.s.width)
             if not self.c.reshard:
                 live = maximum(live, all_weights * num // den)
         return where(self.ways > 1, live, 0)
@@ -307,10 +313,39 @@ class StageModel:
             out = where(self.ways > 1, block * width * sh.reduce_units, 0)
         if self.c.zero in (1, 2) and sh.bucket_elements:
             out = out + where(self.d.dp > 1, minimum(trained, sh.bucket_elements) * 2, 0)
-        if self.s.profile.bucket and self.c.zero < 2 and not self.sharded:
-            width = sch.fresh if sch.always else (sch.grad or self.s.width)
-            out = out + where(self.d.dp > 1, trained * width, 0)
         return out
+
+    def stream_pools(self) -> Int | None:
+        """Peaks of the gather and reduce streams under FSDP, None where one stream serves all."""
+        sh, sch = self.s.sharding, self.s.scheme
+        if not self.sharded or not sh.reduce_units:
+            return None
+        width = sch.gathered or self.s.width
+        outer = self.outer_weights() if sh.root else maximum(self.head_weights(), self.embedding_weights())
+        unit = maximum(self.largest_block(), outer)
+        gather = unit * width if sh.copy_in else 0
+        _, dense, expert = self.weights_bytes()
+        shards = self._shard(dense, expert, True) * (4 if self.c.training.rank and self.s.profile.adapter_fp32 else sch.grad or self.s.width)
+        trained_outer = self.outer_trained() if sh.root else maximum(self.head_weights(), self.embedding_weights())
+        flat = maximum(self.largest_block() if self.c.training.full else 0, trained_outer if self.c.training.full else 0)
+        reduce = shards + flat * (sch.reduce or self.s.width)
+        return where(self.ways > 1, gather + reduce, 0)
+
+    def embedding_weights(self) -> Int:
+        """Elements of the embedding on the stage."""
+        return local(self.s.embedding.all, self.d, 1 << 30) if self.stage.first else 0
+
+    def outer_trained(self) -> Int:
+        """Trained elements of embedding, norm and head on the stage."""
+        return self.outer_weights() if self.c.training.full else 0
+
+    def replicas_bucket(self, trained: Int) -> Int:
+        """Bytes of the gradient buckets that replicated data parallelism keeps during the whole step."""
+        sch = self.s.scheme
+        if not self.s.profile.bucket or self.c.zero >= 2:
+            return 0
+        width = sch.fresh if sch.always else (sch.grad or self.s.width)
+        return where(self.d.dp > 1, trained * width, 0)
 
     # -- the step -------------------------------------------------------------------------------------------------
 
@@ -339,12 +374,13 @@ class StageModel:
             "master": master,
             "states": states,
             "cublas": self._cublas(),
+            "ddp": self.replicas_bucket(trained),
         }
         tower_kept: Int = 0
         for tower in self._towers:
             per = d.micro_batch * (d.images * tower.stack.tokens if tower.stack.tokens else d.seq_len)
             tower_kept = tower_kept + self.kept_upto(tower, list(range(tower.stack.num_layers)), per, per)[-1]
-        sums = self.kept_upto(s.decoder, self._order, tokens, stream)
+        sums = self.kept_upto(s.decoder, self.indices, tokens, stream)
         whole_kept = sums[-1]
         flights, per = self.stage.in_flight, self.stage.per
         earlier = cdiv(whole_kept * maximum(flights - per, 0), per) + tower_kept * maximum(cdiv(flights, per), 1)
@@ -380,7 +416,6 @@ class StageModel:
                 )
             )
         if not c.in_backward:
-            extra = where(d.dp > 1, trained * sch.fresh, 0) if sch.always and s.profile.bucket else 0
             out.append(
                 Moment(
                     "optimizer",
@@ -389,7 +424,6 @@ class StageModel:
                         **base,
                         "grads": all_grads,
                         "step": self.step_temporaries(dense, expert) if "optimizer" not in c.offload else 0,
-                        "buckets": extra,
                         "logits": held_logits,
                     },
                 )
@@ -484,7 +518,7 @@ class StageModel:
         s, d, c, sch = self.s, self.d, self.c, self.s.scheme
         tower = s.decoder
         positions: dict[tuple[int, bool], list[int]] = {}
-        for position, layer in enumerate(self._order):
+        for position, layer in enumerate(self.indices):
             if layer >= tower.first_trained:
                 positions.setdefault((tower.stack.layout[layer], self.is_checkpointed(layer)), []).append(position)
         out = []
@@ -497,7 +531,7 @@ class StageModel:
             te = local((*kind.held.trained, *kind.held.adapters), d, kv, expert=True)
             per_kind.append((td + te, self._shard(td, te, shard_grads) * grad_width))
         after = self._grads_after(per_kind)
-        number = max(len(self._order), 1)
+        number = max(len(self.indices), 1)
         for (index, checkpointed), places in positions.items():
             kind = tower.kinds[index]
             atoms = self.atoms(tower, kind, d.tokens, d.stream_tokens)
@@ -516,7 +550,7 @@ class StageModel:
                 out.append(
                     Moment(
                         "backward",
-                        f"backward of layer {self._order[position]}",
+                        f"backward of layer {self.indices[position]}",
                         {
                             **base,
                             "grads": grads,
@@ -535,8 +569,8 @@ class StageModel:
         return out
 
     def _grads_after(self, per_kind: list[tuple[Int, Int]]) -> list[Int]:
-        after: list[Int] = [0] * (len(self._order) + 1)
-        for position in range(len(self._order) - 1, -1, -1):
+        after: list[Int] = [0] * (len(self.indices) + 1)
+        for position in range(len(self.indices) - 1, -1, -1):
             after[position] = after[position + 1] + per_kind[self._kinds[position]][1]
         return after
 

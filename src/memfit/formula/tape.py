@@ -118,6 +118,8 @@ class Program:
         inference: candidate peaks of a forward pass that keeps nothing.
         scripts: name of the pass -> its lines, for timelines: ``forward``, ``backward``; with a checkpoint
             ``first`` (the forward that keeps only the checkpoint), ``again`` (recomputation and backward).
+        stream, output: keys of the block's input and output in the scripts.
+        keeps_stream: without recomputation the block's input lives until its backward.
     """
 
     kept: Form
@@ -127,6 +129,9 @@ class Program:
     recompute: tuple[Form, ...]
     inference: tuple[Form, ...]
     scripts: Mapping[str, tuple[Step, ...]] = field(hash=False, compare=False)
+    stream: int
+    output: int
+    keeps_stream: bool
 
 
 class Tape:
@@ -264,6 +269,9 @@ class Tape:
                 "first": tuple(first),
                 "again": (*again, *backward_again),
             },
+            stream=id(self.inputs[0].root),
+            output=id(output.root),
+            keeps_stream=id(self.inputs[0].root) in everything,
         )
 
     def _checkpointed(self, saved: list[list[Value]], policy: str, output: Value) -> dict[int, Value]:

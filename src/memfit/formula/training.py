@@ -9,11 +9,8 @@ from memfit.formula.resolve import Resolved
 from memfit.formula.runtime import CONTEXT_BYTES, nccl_bytes
 from memfit.formula.schedule import distinct, stages
 from memfit.formula.setup import Setup, choices, setup
-from memfit.formula.slack import slack_bytes
+from memfit.formula.slack import fragments
 from memfit.formula.step import ENTRIES, Moment, Stage, StageModel
-
-_RESIDENT = frozenset({"weights", "reference", "master", "states", "grads"})
-
 
 @dataclass(frozen=True, slots=True)
 class StagePeak:
@@ -85,7 +82,8 @@ def stages_of(s: Setup, d: Dims) -> list[Stage]:
 
 def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
     """The fullest moment of one stage, with its slack."""
-    moments = StageModel(s, d, stage).moments()
+    model = StageModel(s, d, stage)
+    moments = model.moments()
     top: Int = -1
     parts: dict[str, Int] = dict.fromkeys(ENTRIES, 0)
     phase, what = moments[0].phase, moments[0].what
@@ -100,15 +98,18 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
             phase, what = moment.phase, moment.what
         top = maximum(total, top)
     peak = Moment(phase, what, parts)
-    resident: Int = 0
-    transient: Int = 0
-    for name, value in parts.items():
-        if name in _RESIDENT:
-            resident = resident + value
-        else:
-            transient = transient + value
-    sharded = s.choices.zero >= 3
-    return StagePeak(stage, moments, peak, slack_bytes(transient, resident, sharded=sharded), 0)
+    slack: Int = 0
+    if not s.profile.expandable:
+        slack = fragments(parts, states_late=not s.scheme.always and not s.scheme.master)
+    streams = model.stream_pools()
+    if streams is not None:
+        # gradients and reductions live on streams of their own: their peak adds to the peak of everything else
+        compute: Int = 0
+        for moment in moments:
+            own = moment.parts.get("grads", 0) + moment.parts.get("buckets", 0)
+            compute = maximum(compute, moment.total - own)
+        slack = slack + maximum(compute + streams - top, 0)
+    return StagePeak(stage, moments, peak, slack, 0)
 
 
 def peaks(s: Setup, d: Dims, *, every: bool) -> list[StagePeak]:

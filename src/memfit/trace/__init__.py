@@ -1,7 +1,7 @@
 """The memory of a real module, allocation by allocation, without a GPU.
 
-``trace(step, model, optimizer)`` runs your own step on copies without data; ``trace_job(job)`` builds the model of a job
-and runs it as the job states; ``run`` is what both stand on. Two engines: ``meta`` works with any torch wheel,
+``trace(step, model, optimizer)`` runs your own step on copies without data; ``trace_job(job)`` builds the model of a
+job and runs it as the job states; ``run`` is what both stand on. Two engines: ``meta`` works with any torch wheel,
 ``fake-cuda`` also knows autocast, streams, FSDP2 and tensor parallelism. Nothing here imports torch before a
 function is called.
 """

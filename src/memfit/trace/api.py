@@ -49,8 +49,7 @@ def without_data(args: tuple[Any, ...], device: str) -> tuple[Any, ...]:
         key = storage._cdata
         if key not in storages:
             storages[key] = torch.empty(storage.nbytes(), dtype=torch.uint8, device=device)
-        flat = storages[key].view(tensor.dtype) if tensor.element_size() > 1 else storages[key].view(tensor.dtype)
-        return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return storages[key].view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     def place(tensor: Any) -> None:
         if id(tensor) in memo:

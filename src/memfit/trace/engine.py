@@ -27,6 +27,15 @@ DEVICE = {"meta": "meta", "fake-cuda": "cuda"}
 """The device type that stands for the GPU in each engine."""
 
 
+class _Mode(FakeTensorMode):  # type: ignore[misc]
+    """Fake tensors that never touch a device, although ``torch.cuda.is_available`` says yes meanwhile."""
+
+    @property
+    def avoid_device_init(self) -> bool:
+        """Constants are made on the CPU and moved by a recorded operation."""
+        return True
+
+
 def run_meta(model: Any, step: Callable[[Any], Any], **options: Any) -> Trace:
     """``run`` with engine A: works with any wheel on any system; knows no autocast, no streams, no ``cuda``."""
     return run(model, step, engine="meta", **options)
@@ -78,7 +87,7 @@ def run(
     values = values or Values()
     backends: dict[str, int] = {}
     device = DEVICE[engine]
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if engine == "fake-cuda" else None
+    mode = _Mode(allow_non_fake_inputs=True) if engine == "fake-cuda" else None
 
     def owns(tensor: Any) -> bool:
         return not isinstance(tensor, FakeTensor) or tensor.fake_mode is mode

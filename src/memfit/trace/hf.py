@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -31,6 +32,8 @@ def config_of(raw: dict[str, Any], *, num_layers: int | None = None, attention: 
         raise ConfigError("the configuration has no `model_type`")
     for name in ("auto_map", "quantization_config", "dtype", "torch_dtype", "transformers_version"):
         fields.pop(name, None)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
+        fields.setdefault(name, 0 if name == "decoder_start_token_id" else None)
     try:
         config = AutoConfig.for_model(kind, **fields)
     except Exception as error:  # transformers raises what it likes for a bad config
@@ -43,6 +46,8 @@ def config_of(raw: dict[str, Any], *, num_layers: int | None = None, attention: 
         config._attn_implementation = register_flash()
     elif attention != "sdpa":  # sdpa is transformers' own default, with a fallback where a model has none
         config._attn_implementation = attention
+    if getattr(config, "is_encoder_decoder", False) and config.pad_token_id is None:
+        config.pad_token_id = 0  # shifts the labels of T5 and its kin
     return config
 
 
@@ -50,10 +55,13 @@ def set_layers(config: Any, num_layers: int) -> None:
     """Shorten a model to its first ``num_layers`` layers."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     text.num_hidden_layers = num_layers
+    if hasattr(text, "num_decoder_layers"):
+        text.num_decoder_layers = num_layers
     for name in ("layer_types", "mlp_layer_types", "layers_block_type"):
         kinds = getattr(text, name, None)
         if isinstance(kinds, list):
-            setattr(text, name, kinds[:num_layers])
+            with contextlib.suppress(AttributeError):  # some configurations compute the list from the number of layers
+                setattr(text, name, kinds[:num_layers])
 
 
 def build(config: Any, *, device: str, dtype: Any, train: bool = True) -> Any:
@@ -72,8 +80,10 @@ def build(config: Any, *, device: str, dtype: Any, train: bool = True) -> Any:
             model = model_class(config)(config)
     finally:
         torch.set_default_dtype(before)
-    if hasattr(model.config, "use_cache") and train:
-        model.config.use_cache = False
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for part in (model.config, text):
+        if train and hasattr(part, "use_cache"):
+            part.use_cache = False
     return model.train(train)
 
 
@@ -81,9 +91,10 @@ def model_class(config: Any) -> Any:
     """The class that transformers trains this kind of configuration with."""
     from transformers.models.auto import modeling_auto as auto
 
+    first = (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    composite = hasattr(config, "get_text_config") and config.get_text_config() is not config
     for mapping in (
-        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
-        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        *(reversed(first) if composite else first),
         auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_MASKED_LM_MAPPING,
         auto.MODEL_MAPPING,

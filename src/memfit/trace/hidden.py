@@ -201,7 +201,8 @@ def _embedding_backward(_rule: Any, _gpu: Gpu, args: Any, _kwargs: Any, _out: An
         return []
     segments = min(count, rows)
     partial = count // 10 + segments
-    return [count * size] * 2 + [segments * size, 8] + [segments * size] * 2 + [partial * size, 8, 4 * partial * _up(width, 32)]
+    sums = 4 * partial * _up(width, 32)
+    return [count * size] * 2 + [segments * size, 8] + [segments * size] * 2 + [partial * size, 8, sums]
 
 
 def _foreach_norm(rule: Any, _gpu: Gpu, args: Any, _kwargs: Any, _out: Any) -> list[int]:

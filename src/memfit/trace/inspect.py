@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memfit.trace.hidden import Gpu
-from memfit.trace.result import Block, Trace, any_layer, group, rounded
+from memfit.trace.result import Block, Trace, group, rounded
 from memfit.units import format_gib
 
 _WRITE = sys.stdout.write
@@ -68,31 +68,30 @@ def report(trace: Trace, *, layer: int, top: int) -> None:
     """Print the readings of a trace."""
     index, peak = trace.peak()
     event = trace.events[index]
-    _WRITE(f"engine {trace.engine}  settings {trace.settings}\n")
-    for line in (*trace.notes, *trace.warnings):
-        _WRITE(f"  {line}\n")
-    _WRITE(f"peak allocated            {peak} B  {format_gib(peak, 4)}  ({event.phase} of step {event.step + 1}, at {trace.blocks[event.id].op})\n")
-    _WRITE(f"peak requested            {trace.peak_requested} B\n")
     without = trace.peak(hidden=False)[1]
-    _WRITE(f"without hidden temporaries {without} B  {format_gib(without, 4)}\n")
+    lines = [f"engine {trace.engine}  settings {trace.settings}", *(f"  {x}" for x in (*trace.notes, *trace.warnings))]
+    where = f"{event.phase} of step {event.step + 1}, at {trace.blocks[event.id].op}"
+    lines += [
+        f"peak allocated             {peak} B  {format_gib(peak, 4)}  ({where})",
+        f"peak requested             {trace.peak_requested} B",
+        f"without hidden temporaries {without} B  {format_gib(without, 4)}",
+    ]
     for step in range(trace.steps):
-        phases = {k: format_gib(v, 4) for k, v in trace.phase_peaks(step=step).items()}
-        _WRITE(f"step {step + 1}: peak {trace.peak(step=step)[1]} B, phases {phases}\n")
-    _WRITE(f"operations {trace.num_ops}, events {len(trace.events)}, {trace.seconds:.1f} s\n\nlive at the peak by component:\n")
-    for component, size in trace.components(index).items():
-        _WRITE(f"  {component:14s} {size:>16d} B {format_gib(size, 4):>14s}\n")
-    _WRITE("\nlive at the peak:\n")
+        phases = {name: format_gib(size, 4) for name, size in trace.phase_peaks(step=step).items()}
+        lines.append(f"step {step + 1}: peak {trace.peak(step=step)[1]} B, phases {phases}")
+    lines += [f"operations {trace.num_ops}, events {len(trace.events)}, {trace.seconds:.1f} s", "", "live at the peak:"]
+    lines += [f"  {c:14s} {n:>16d} B {format_gib(n, 4):>14s}" for c, n in trace.components(index).items()]
+    lines.append("")
     for g in group(trace.live(index))[:top]:
-        _WRITE(f"  {g.rounded_bytes:>16d} B x{g.count:<4d} {g.component:12s} {g.op:44s} {g.dtype:9s} {list(g.shape)}  {g.module}\n")
-    blocks = layer_blocks(trace, layer)
-    total = sum(rounded(b.bytes) for b in blocks)
-    _WRITE(f"\nheld by layer {layer} between forward and backward: {total} B in {len(blocks)} blocks\n")
-    for b in blocks:
-        _WRITE(f"  {b.bytes:>14d} B  {b.op:44s} {b.dtype:9s} {list(b.shape)!s:26s} {b.module}\n")
-    rest = [b for b in trace.held() if not any(p.isdigit() for p in b.module.split("."))]
-    _WRITE(f"\nheld outside the layers: {sum(rounded(b.bytes) for b in rest)} B\n")
-    for b in rest:
-        _WRITE(f"  {b.bytes:>14d} B  {b.op:44s} {b.dtype:9s} {list(b.shape)!s:26s} {any_layer(b.module)}\n")
+        what = f"{g.component:13s} {g.op:44s} {g.dtype:9s} {list(g.shape)}  {g.module}"
+        lines.append(f"  {g.rounded_bytes:>16d} B x{g.num_blocks:<4d} {what}")
+    inside = layer_blocks(trace, layer)
+    outside = [b for b in trace.held() if not any(part.isdigit() for part in b.module.split("."))]
+    for title, blocks in ((f"held by layer {layer}", inside), ("held outside the layers", outside)):
+        total = sum(rounded(b.bytes) for b in blocks)
+        lines += ["", f"{title} between forward and backward: {total} B in {len(blocks)} blocks"]
+        lines += [f"  {b.bytes:>14d} B  {b.op:44s} {b.dtype:9s} {list(b.shape)!s:26s} {b.module}" for b in blocks]
+    _WRITE("\n".join(lines) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,11 +118,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     raw = json.loads(args.model_config.read_text("utf-8"))
     config = hf.config_of(raw, num_layers=args.layers, attention="eager" if args.attention == "eager" else "sdpa")
     build, step = training_step(
-        config, batch=args.batch, seq=args.seq, checkpointing=args.checkpointing, optimizer=args.optimizer,
-        dtype=args.dtype, device=DEVICE[args.engine],
+        config,
+        batch=args.batch,
+        seq=args.seq,
+        checkpointing=args.checkpointing,
+        optimizer=args.optimizer,
+        dtype=args.dtype,
+        device=DEVICE[args.engine],
     )
     attention = "auto" if args.attention == "eager" else args.attention
-    trace = run(build, step, engine=args.engine, steps=args.steps, gpu=Gpu(), attention=attention, hidden=not args.no_hidden)
+    hidden = not args.no_hidden
+    trace = run(build, step, engine=args.engine, steps=args.steps, gpu=Gpu(), attention=attention, hidden=hidden)
     report(trace, layer=args.layer, top=args.top)
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memfit.errors import JobError, JobErrors, MissingError
 from memfit.job import Completed, Job, Task, complete
 from memfit.trace.hidden import Gpu
 from memfit.trace.result import Trace
-
-if TYPE_CHECKING:
-    from memfit.trace.program import Training
+from memfit.trace.training import Training
 
 FUSED_ADAMW = frozenset({"transformers", "trl", "axolotl", "swift", "torchtitan", "litgpt"})
-"""Frameworks whose AdamW is the fused one: TrainingArguments.optim and torchtitan's optimizer.implementation defaults."""
+"""Frameworks whose AdamW is fused by default: TrainingArguments.optim, torchtitan's optimizer.implementation."""
 ACCELERATE = frozenset({"transformers", "trl", "axolotl", "swift"})
 """Frameworks on accelerate, which copies the outputs of an autocast forward to fp32."""
 THREADS = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
@@ -100,8 +98,6 @@ def training_of(job: Job, *, rank: int = 0, num_layers: int | None = None) -> tu
     Raises:
         JobErrors: the job asks for something the trace does not run.
     """
-    from memfit.trace.program import Training
-
     task, plan = job.task, job.strategy
     faults = _refusals(job)
     if faults:
@@ -116,7 +112,9 @@ def training_of(job: Job, *, rank: int = 0, num_layers: int | None = None) -> tu
     shard = plan.zero == 3 and (plan.dp or 1) > 1
     adapters = task.method in ("lora", "qlora", "dora")
     fused = plan.optimizer == "adamw" and plan.framework in FUSED_ADAMW
-    optimizer = {"adamw": "adamw-fused" if fused else "adamw-foreach"}.get(plan.optimizer or "", plan.optimizer or "none")
+    optimizer = {"adamw": "adamw-fused" if fused else "adamw-foreach"}.get(
+        plan.optimizer or "", plan.optimizer or "none"
+    )
     params = "fp32" if mixed and not adapters else low
     if adapters and plan.weights in ("fp32", "bf16", "fp16"):
         params = str(plan.weights)
@@ -181,16 +179,15 @@ def _refusals(job: Job) -> list[JobError]:
     def no(path: str, value: Any, what: str) -> JobError:
         return JobError(path, f"{what} is not traced", value=value, hint=way_out)
 
-    faults = []
+    faults: list[JobError] = []
     if task.kind == "serve":
         faults.append(no("task.kind", task.kind, "serving"))
     if task.method in ("dpo", "grpo"):
         faults.append(no("task.method", task.method, f"{task.method}"))
     if task.method == "freeze" and isinstance(task.trainable, float):
         faults.append(no("task.trainable", task.trainable, "a share of the parameters"))
-    for name in ("pp", "cp", "ep"):
-        if (getattr(plan, name) or 1) > 1:
-            faults.append(no(f"strategy.{name}", getattr(plan, name), f"{name} > 1"))
+    degrees = {name: getattr(plan, name) or 1 for name in ("pp", "cp", "ep")}
+    faults += [no(f"strategy.{name}", n, f"{name} > 1") for name, n in degrees.items() if n > 1]
     if plan.zero in (1, 2):
         faults.append(no("strategy.zero", plan.zero, f"ZeRO stage {plan.zero}"))
     if plan.precision not in ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed"):

@@ -47,8 +47,8 @@ class BlockwiseAdam(torch.optim.Optimizer):  # type: ignore[misc]
             if not paged:
                 state[name] = torch.zeros(n * group["bits"] // 8, dtype=torch.uint8, device=device)
         if self._books is None:
-            self._books = tuple(torch.empty(256, dtype=torch.float32, device=device) for _ in range(2))  # type: ignore[assignment]
-        state["qmap1"], state["qmap2"] = self._books  # type: ignore[misc]
+            self._books = (torch.empty(256, device=device), torch.empty(256, device=device))
+        state["qmap1"], state["qmap2"] = self._books
         for name in ("absmax1", "absmax2"):
             state[name] = torch.zeros(-(-n // group["block"]), dtype=torch.float32, device=device)
 

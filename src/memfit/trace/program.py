@@ -16,71 +16,11 @@ import torch
 from memfit.errors import MemfitError
 from memfit.trace import hf, sharded
 from memfit.trace.optimizers import OPTIMIZERS
+from memfit.trace.training import Training
 from memfit.trace.values import Values
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Parameter types by the words of a job."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Training:
-    """One rank of a training run, in plain terms.
-
-    Attributes:
-        config: content of a Hugging Face config.json.
-        num_layers: shorten the model to this many layers; None keeps all.
-        batch, seq: sequences of a micro-batch and tokens of a sequence.
-        grad_accum: micro-batches per optimizer step.
-        params: type of the parameters.
-        autocast: type of the computation under ``torch.autocast``, None without.
-        optimizer: a key of ``OPTIMIZERS``, or "none" for forward and backward only.
-        optimizer_in_backward: each gradient is applied and freed as it appears.
-        set_to_none: gradients are freed between steps.
-        checkpointing: 0 keeps everything, n recomputes every n-th layer.
-        attention: "sdpa", "flash" (the flash-attention package) or "eager".
-        lora: arguments of peft's LoraConfig, None for full training.
-        nf4: frozen linear layers are stored in 4 bits (QLoRA).
-        trainable: module names or patterns that are trained, or the number of last layers; None for all.
-        ranks: data-parallel ranks; with ``shard`` they hold one sharded copy (FSDP2).
-        shard: parameters, gradients and states are split over the ranks.
-        reshard: gathered parameters are freed between forward and backward.
-        reduce: type of gradients in the reduction, None for the gradients' own.
-        compute: type that FSDP2 gathers parameters in, None for their own.
-        tp: tensor-parallel ranks.
-        rank: which rank is traced.
-        fp32_outputs: the trainer copies the outputs to fp32 (accelerate under autocast).
-        keep_outputs: the loop holds the model's outputs until the step ends.
-    """
-
-    config: dict[str, Any]
-    num_layers: int | None = None
-    batch: int = 1
-    seq: int = 4096
-    grad_accum: int = 1
-    params: str = "bf16"
-    autocast: str | None = None
-    optimizer: str = "adamw-foreach"
-    optimizer_in_backward: bool = False
-    set_to_none: bool = True
-    checkpointing: int = 0
-    attention: str = "sdpa"
-    lora: dict[str, Any] | None = None
-    nf4: bool = False
-    trainable: tuple[str, ...] | int | None = None
-    ranks: int = 1
-    shard: bool = False
-    reshard: bool = True
-    reduce: str | None = None
-    compute: str | None = None
-    tp: int = 1
-    rank: int = 0
-    fp32_outputs: bool = False
-    keep_outputs: bool = False
-
-    @property
-    def engine(self) -> str:
-        """The engine that this run needs."""
-        return "fake-cuda" if self.autocast or self.shard or self.tp > 1 or self.fp32_outputs else "meta"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -102,10 +42,14 @@ def program(training: Training, device: str) -> Program:
         MemfitError: the optimizer is not known here.
     """
     if training.optimizer != "none" and training.optimizer not in OPTIMIZERS:
-        raise MemfitError(f"the trace knows no optimizer `{training.optimizer}`", hint=f"one of {', '.join(OPTIMIZERS)}")
+        raise MemfitError(
+            f"the trace knows no optimizer `{training.optimizer}`", hint=f"one of {', '.join(OPTIMIZERS)}"
+        )
     config = hf.config_of(training.config, num_layers=training.num_layers, attention=training.attention)
     values = Values(num_experts=hf.num_experts(config))
-    made = Program(build=_builder(training, config, device), step=_stepper(training, config, device), before=None, values=values)
+    made = Program(
+        build=_builder(training, config, device), step=_stepper(training, config, device), before=None, values=values
+    )
     if training.shard or training.tp > 1:
         made.before = sharded.meshes(training.ranks, training.tp, training.rank)
     elif training.ranks > 1:
@@ -130,7 +74,8 @@ def _builder(t: Training, config: Any, device: str) -> Callable[..., Any]:
             if t.lora is not None or t.trainable is not None:
                 model.enable_input_require_grads()
         if mesh is not None:
-            sharded.apply(model, mesh, reshard=t.reshard, compute=DTYPES.get(t.compute or ""), reduce=DTYPES.get(t.reduce or ""))
+            compute, reduce = DTYPES.get(t.compute or ""), DTYPES.get(t.reduce or "")
+            sharded.apply(model, mesh, reshard=t.reshard, compute=compute, reduce=reduce)
             model.to_empty(device=device)
         buckets = sharded.ddp_buckets(model, device) if t.ranks > 1 and not t.shard else None
         _forward_as_trainer(t, model)
@@ -154,7 +99,7 @@ def freeze(model: Any, trainable: tuple[str, ...] | int) -> None:
 
 def _forward_as_trainer(t: Training, model: Any) -> None:
     if t.autocast and t.fp32_outputs:
-        from accelerate.utils.operations import convert_outputs_to_fp32
+        from accelerate.utils.operations import convert_outputs_to_fp32  # type: ignore[import-not-found]
 
         inner = torch.autocast("cuda", dtype=DTYPES[t.autocast])(model.forward)
         model.forward = convert_outputs_to_fp32(inner)

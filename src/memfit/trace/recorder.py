@@ -273,7 +273,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                 self.label(tensor, "parameters", name)
                 self._parameters[id(tensor)] = name
             config = getattr(root, "config", None)
-            text = config.get_text_config() if hasattr(config, "get_text_config") else config
+            text: Any = (
+                config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+            )
             size = getattr(text, "vocab_size", None)
             if isinstance(size, int):
                 self.vocab.add(size)

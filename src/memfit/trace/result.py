@@ -75,7 +75,7 @@ class Group(NamedTuple):
     op: str
     dtype: str
     shape: tuple[int, ...]
-    count: int
+    num_blocks: int
     rounded_bytes: int
 
 

@@ -76,8 +76,9 @@ def _efficient(query: Any, key: Any, value: Any, _mask: Any, _causal: bool, _gqa
         return False
     if query.size(-1) != key.size(-1) or key.size(2) != value.size(2):
         return False
-    types = (torch.float16, torch.float32) if gpu.capability < (8, 0) else (torch.float16, torch.bfloat16, torch.float32)
-    return query.dtype in types and gpu.capability >= (5, 0)
+    if query.dtype is torch.bfloat16 and gpu.capability < (8, 0):
+        return False
+    return query.dtype in (torch.float16, torch.bfloat16, torch.float32) and gpu.capability >= (5, 0)
 
 
 def _cudnn(query: Any, key: Any, value: Any, _mask: Any, _causal: bool, gqa: bool, gpu: Gpu) -> bool:

@@ -19,7 +19,7 @@ DDP_FIRST_BUCKET = 1 << 20
 
 
 def meshes(ranks: int, tp: int, rank: int = 0) -> Callable[[], Any]:
-    """A function that opens a fake process group of ``ranks * tp`` and returns {"dp": mesh or None, "tp": mesh or None}.
+    """A function that opens a fake process group of ``ranks * tp`` and returns the meshes {"dp", "tp"}, or None each.
 
     Raises:
         MemfitError: a process group is open already.
@@ -64,8 +64,8 @@ def blocks_of(model: Any) -> list[Any]:
     names = set(getattr(model, "_no_split_modules", None) or ())
     found = [m for m in model.modules() if type(m).__name__ in names]
     if not found:
-        lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
-        found = list(max(lists, key=len)) if lists else []
+        lists = [list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
+        found = max(lists, key=len) if lists else []
     return found
 
 

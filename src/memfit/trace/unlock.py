@@ -207,14 +207,8 @@ def check_in_child() -> None:
     if is_known():
         return
     if "child" not in _checked:
-        code = (
-            "from memfit.trace import unlock as u\n"
-            "u.install_guard()\n"
-            "with u.hooks(), u.kernels(): u.self_test()\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-        )
+        code = "from memfit.trace import unlock as u\nu.install_guard()\nwith u.hooks(), u.kernels(): u.self_test()\n"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
         _checked["child"] = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it died"])[-1]
     if _checked["child"]:
         raise UnlockError(f"torch {torch.__version__} refuses: {_checked['child']}")

@@ -21,19 +21,20 @@ KNOWN: dict[str, bool] = {
 class Values:
     """What to answer when the program looks at a tensor's values.
 
-    Scalars (``.item()``, ``if tensor:``) are 0 or False unless the line that asks has an answer in ``answers``; masks select ``1/num_experts`` of their elements while an experts module runs (routing is balanced)
-    and all of them elsewhere (the largest result there can be).
+    Scalars (``.item()``, ``if tensor:``) are 0 or False unless the line that asks has an answer in ``answers``; masks
+    select ``1/num_experts`` of their elements inside a layer of a routed model (every expert gets the same number of
+    tokens) and all of them elsewhere (the largest result there can be). The grouped kernels that transformers uses by
+    default need no values: their shapes hold for any routing.
 
     Args:
         answers: scalar answers by the end of the ``file:line`` that asks, e.g. ``{"modeling.py:120": 1}``.
         num_experts: experts a router spreads tokens over.
-        top_k: experts per token.
     """
 
-    def __init__(self, answers: dict[str, Any] | None = None, *, num_experts: int = 1, top_k: int = 1) -> None:
+    def __init__(self, answers: dict[str, Any] | None = None, *, num_experts: int = 1) -> None:
         self.answers = answers or {}
         self.num_experts = num_experts
-        self.top_k = top_k
+        self.in_layer = False
         self.asked: dict[str, int] = {}
 
     def needed(self, func: Any, args: Any, device: str) -> bool:
@@ -43,6 +44,7 @@ class Values:
     def answer(self, func: Any, args: Any, kwargs: Any, where: Where) -> Any:
         """The assumed result; each place that asked is counted."""
         source = where.source()
+        self.in_layer = any(part.isdigit() for part in where.path.split("."))
         if not (source.rpartition(":")[0].endswith(tuple(KNOWN)) and args[0].dtype is torch.bool):
             key = f"{func._schema.name} at {source or 'unknown place'}"
             self.asked[key] = self.asked.get(key, 0) + 1
@@ -61,8 +63,12 @@ class Values:
         return 0.0 if tensor.dtype.is_floating_point else 0
 
     def _count(self, tensor: Any) -> int:
-        share = self.num_experts if self.num_experts > 1 else 1
-        return int(max(1, -(-tensor.numel() // share)))
+        size = int(tensor.numel())
+        if self.num_experts == 1 or not self.in_layer:
+            return size
+        if size in (self.num_experts, self.num_experts + 1):  # which experts have any token: all
+            return self.num_experts
+        return -(-size // self.num_experts)
 
     def _nonzero(self, _source: str, tensor: Any) -> Any:
         return torch.empty((self._count(tensor), tensor.dim()), dtype=torch.long, device=tensor.device)

@@ -116,7 +116,7 @@ class Where:
             number = node._sequence_nr()
             at = bisect.bisect_right(self._bounds, number) - 1
             # AccumulateGrad carries the largest number there is
-            path = self._paths[at] if 0 <= at and number < (1 << 62) else ""
+            path = self._paths[at] if at >= 0 and number < (1 << 62) else ""
             return "backward", path, False
         if self.loading:
             return "load", self.path, False

@@ -89,7 +89,7 @@ def join(c: Config, text: Architecture, towers: Sequence[Stack]) -> Architecture
 
 def rectangle(c: Config, key: str) -> tuple[int, int]:
     """An image or patch size in pixels: a number (a square) or height and width."""
-    value = c.raw(key)
+    value = c.raw(key) or c.default(key)
     if isinstance(value, list | tuple):
         pair = c.sizes(key, length=2, low=1, high=1 << 16)
         assert pair is not None

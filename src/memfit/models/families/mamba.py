@@ -25,7 +25,8 @@ def _whole(c: Config, block: Block, hidden: int) -> Architecture:
 def read(c: Config) -> Architecture:
     """mamba and falcon_mamba: the latter normalises dt, B and C with weights that are not learned."""
     hidden = c.size("hidden_size")
-    inner = int(hidden * c.number("expand", high=64.0))
+    # a stated width wins over the factor, as in the class (falcon-mamba-7b states 8192 beside `expand: 16`)
+    inner = c.opt_size("intermediate_size") or int(hidden * c.number("expand", high=64.0))
     r = mamba1_size(inner, c.size("state_size"), c.size("conv_kernel"), step_rank(c, "time_step_rank", hidden))
     norms = "buffer" if c.model_type == "falcon_mamba" else "none"
     mixer = mamba1("mixer", r, hidden, bias=c.flag("use_bias"), conv_bias=c.flag("use_conv_bias"), norms=norms)

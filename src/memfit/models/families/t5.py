@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memfit.models.architecture import Architecture, Attention, Block, Mlp, Stack, Tensor
-from memfit.models.config import Config
+from memfit.models.config import MAX_LAYERS, Config
 from memfit.models.families._common import Tensors, attention, embedding, layout, linear, mlp, norm
 
 NAMES: dict[str, Any] = {"q": "q", "k": "k", "v": "v", "o": "o"}
@@ -75,7 +75,7 @@ def read(c: Config) -> Architecture:
     if alone:
         main, after = encoder, encoder_norm
     else:
-        count = c.opt_size("num_decoder_layers") or c.layers()
+        count = c.opt_size("num_decoder_layers", high=MAX_LAYERS) or c.layers()
         main, after = stack("decoder", count, decoder=True), norm("decoder.final_layer_norm", hidden)
         towers = (
             Stack(

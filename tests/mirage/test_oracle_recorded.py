@@ -1,4 +1,4 @@
-"""The simulation against recordings of the real allocator binaries (made by ``record.py``), without network."""
+"""The simulation against recordings of the real allocator binaries (made by ``oracle_record.py``), without network."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 # ruff: noqa: T201 - a command that prints
-"""Records what the real binaries do with short programs, for `test_recorded`: ``python tests/mirage/record.py``."""
+"""Records what the real binaries do with short programs, for `test_oracle_recorded`.
+
+``python tests/mirage/oracle_record.py`` writes ``recorded/`` anew (with PYTHONPATH=src where memfit is not installed).
+"""
 
 from __future__ import annotations
 

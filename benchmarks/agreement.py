@@ -1,0 +1,356 @@
+"""Formula against trace: one training step of every family, eight strategies, peak by peak and layer by layer.
+
+The trace runs the module of transformers on tensors without data and books every allocation; the formula knows the
+configuration only. Models keep their real widths and lose layers, so that a trace takes a second.
+
+Usage:
+    PYTHONPATH=src python benchmarks/agreement.py [--family NAME] [--strategy NAME] [--layer] [--cache FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from memfit.formula.dims import evaluate
+from memfit.formula.resolve import resolve
+from memfit.formula.setup import Setup, choices, setup
+from memfit.formula.step import Stage, StageModel
+from memfit.formula.training import dims_of, peaks
+from memfit.job import parse
+from memfit.models import catalog
+
+WRITE = sys.stdout.write
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model: a catalog entry with fewer layers.
+
+    Attributes:
+        model: name in the catalog.
+        layers: layers kept (enough for one of each kind).
+        seq, batch: tokens of a sequence, sequences.
+        change: configuration keys set besides.
+        images: images of each sequence.
+    """
+
+    model: str
+    layers: int = 3
+    seq: int = 2048
+    batch: int = 1
+    change: dict[str, Any] = field(default_factory=dict)
+    images: int = 0
+
+    def config(self, vocab: int | None = None) -> dict[str, Any]:
+        """The shortened configuration; ``vocab`` replaces the vocabulary size."""
+        entry = catalog.lookup(self.model)
+        assert entry is not None, self.model
+        raw = {**json.loads(json.dumps(entry.config)), **self.change}
+        text = raw.get("text_config", raw) if isinstance(raw.get("text_config"), dict) else raw
+        count = next((text[k] for k in LAYER_KEYS if k in text), None)
+        for key in LAYER_KEYS:
+            if key in text:
+                text[key] = self.layers
+        for key, value in text.items():
+            if isinstance(value, list) and len(value) == count and count != self.layers:
+                text[key] = value[: self.layers]
+        if vocab:
+            for owner in (raw, text):
+                if "vocab_size" in owner:
+                    owner["vocab_size"] = vocab
+        return raw
+
+
+CASES: dict[str, Case] = {
+    "llama": Case(model="llama-3.1-8b"),
+    "mistral": Case(model="mistral-7b-v0.1"),
+    "mistral-sliding": Case(model="mistral-7b-v0.1", seq=8192, layers=2),
+    "qwen2": Case(model="qwen2.5-7b"),
+    "qwen3": Case(model="qwen3-4b"),
+    "gemma": Case(model="gemma-2b"),
+    "gemma2": Case(model="gemma-2-2b", layers=4),
+    "gemma3": Case(model="gemma-3-1b", layers=6),
+    "phi": Case(model="phi-2"),
+    "phi3": Case(model="phi-3-mini", change={"pad_token_id": None}),
+    "gpt2": Case(model="gpt2-large", seq=1024, batch=2),
+    "gpt_neox": Case(model="pythia-1.4b"),
+    "gptj": Case(model="gpt-j-6b"),
+    "opt": Case(model="opt-1.3b"),
+    "bloom": Case(model="bloom-1b7"),
+    "falcon": Case(model="falcon-7b"),
+    "falcon-new": Case(model="falcon-40b", layers=2),
+    "mpt": Case(model="mpt-7b"),
+    "starcoder2": Case(model="starcoder2-3b"),
+    "olmo": Case(model="olmo-1b"),
+    "olmo2": Case(model="olmo-2-7b"),
+    "cohere": Case(model="command-r-v01", layers=2),
+    "cohere2": Case(model="command-r7b", layers=4),
+    "stablelm": Case(model="stablelm-2-1.6b"),
+    "granite": Case(model="granite-3.1-2b"),
+    "glm": Case(model="glm-4-9b"),
+    "glm4": Case(model="glm-4-9b-0414"),
+    "nemotron": Case(model="minitron-4b"),
+    "smollm3": Case(model="smollm3-3b", layers=4),
+    "mixtral": Case(model="mixtral-8x7b", layers=2),
+    "qwen2_moe": Case(model="qwen1.5-moe-a2.7b"),
+    "qwen3_moe": Case(model="qwen3-30b-a3b"),
+    "olmoe": Case(model="olmoe-1b-7b"),
+    "granitemoe": Case(model="granite-3.1-1b-a400m"),
+    "deepseek_v2": Case(model="deepseek-v2-lite"),
+    "deepseek_v3": Case(model="moonlight-16b-a3b"),
+    "gpt_oss": Case(model="gpt-oss-20b", layers=2),
+    "glm4_moe": Case(model="glm-4.5-air", layers=3),
+    "mamba": Case(model="mamba-790m"),
+    "mamba2": Case(model="mamba2-780m"),
+    "falcon_h1": Case(model="falcon-h1-0.5b"),
+    "qwen3_next": Case(model="qwen3-next-80b-a3b", layers=4),
+    "jamba": Case(model="jamba-v0.1", layers=8),
+    "lfm2": Case(model="lfm2-1.2b", layers=4),
+    "bert": Case(model="bert-large-uncased", seq=512, batch=4),
+    "t5": Case(model="t5-large", seq=512, batch=4),
+    "flan_t5": Case(model="flan-t5-xl", seq=512, batch=4),
+    "qwen2_vl": Case(model="qwen2-vl-2b"),
+    "llava": Case(model="llava-1.5-7b"),
+}
+"""One or more models for each family."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """One way to train, as fields of a job; ``vocab`` shrinks the vocabulary so that blocks decide the peak."""
+
+    framework: str = "torch"
+    precision: str = "bf16"
+    checkpointing: str = "none"
+    optimizer: str = "adamw"
+    attention: str = "sdpa"
+    grad_accum: int = 1
+    method: str = "full"
+    vocab: int | None = None
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "none": Strategy(),
+    "full": Strategy(checkpointing="full"),
+    "blocks": Strategy(optimizer="adamw-8bit", vocab=1024),
+    "blocks-full": Strategy(checkpointing="full", optimizer="adamw-8bit", vocab=1024),
+    "fp32": Strategy(precision="fp32", optimizer="adamw-8bit", vocab=1024),
+    "accum": Strategy(grad_accum=2, framework="transformers", optimizer="adamw-8bit"),
+    "eager": Strategy(attention="eager", optimizer="adamw-8bit", vocab=1024),
+    "lora": Strategy(method="lora", framework="transformers", checkpointing="full", vocab=1024),
+}
+
+
+def job_of(case: Case, s: Strategy) -> dict[str, Any]:
+    """The job as plain data."""
+    task: dict[str, Any] = {"kind": "train", "method": s.method, "seq_len": case.seq}
+    if s.method == "lora":
+        task["lora"] = {"rank": 16, "targets": "all-linear"}
+    model: dict[str, Any] = {"config": case.config(s.vocab)}
+    if case.images:
+        model["extra"] = {"images": case.images}
+    return {
+        "model": model,
+        "task": task,
+        "strategy": {
+            "framework": s.framework,
+            "precision": s.precision,
+            "checkpointing": s.checkpointing,
+            "optimizer": s.optimizer,
+            "attention": s.attention,
+            "grad_accum": s.grad_accum,
+            "micro_batch": case.batch,
+        },
+    }
+
+
+# -- the trace ---------------------------------------------------------------------------------------------------------
+
+
+def traced(case: Case, s: Strategy) -> dict[str, Any]:
+    """Readings of a trace: peak, phase peaks, what each layer and the rest keep."""
+    from memfit.trace.engine import DEVICE, run
+    from memfit.trace.hidden import Gpu
+    from memfit.trace.job import training_of
+    from memfit.trace.program import program
+    from memfit.trace.result import group
+
+    job = parse(job_of(case, s))
+    from memfit.job import complete
+
+    training, _ = training_of(complete(job).job)
+    training = replace(training, keep_outputs=s.framework == "torch")
+    engine = training.engine
+    made = program(training, DEVICE[engine])
+    t = run(made.build, made.step, engine=engine, steps=2, gpu=Gpu(), values=made.values, before=made.before, frames=False)
+    index, peak = t.peak()
+    event = t.events[index]
+    layers: dict[str, list[Any]] = {}
+    total = 0
+    for block in t.held():
+        size = -(-block.bytes // 512) * 512
+        total += size
+        layers.setdefault(_owner(block.module), []).append(
+            (size, block.op, block.dtype.removeprefix("torch."), list(block.shape), block.module)
+        )
+    live = [(g.rounded_bytes, g.count, g.op, g.dtype, list(g.shape), g.module, g.component) for g in group(t.live(index))]
+    return {
+        "peak": peak,
+        "at": f"{event.phase} {t.blocks[event.id].op} {t.blocks[event.id].module}",
+        "phases": t.phase_peaks(step=1),
+        "held": total,
+        "layers": layers,
+        "live": live[:60],
+        "seconds": t.seconds,
+        "warnings": list(t.warnings),
+    }
+
+
+def _owner(module: str) -> str:
+    """``decoder.layers.3`` of a module path: up to the first number; "" outside the layers."""
+    found = re.match(r"(.*?)\.(\d+)(\.|$)", module)
+    return f"{found[1]}.{found[2]}" if found else ""
+
+
+# -- the formula -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the formula says of a job."""
+
+    setup: Setup
+    model: StageModel
+    peak: int
+    what: str
+    parts: dict[str, int]
+    moments: list[tuple[str, str, int]]
+
+    def kept(self) -> dict[str, int]:
+        """Bytes kept by each layer, by the layer's name."""
+        d, out = self.model.d, {}
+        s = self.setup
+        for tower in (*s.towers, s.decoder):
+            count = d.images * tower.stack.tokens if tower.stack.tokens else d.seq_len
+            tokens = d.tokens if tower is s.decoder else d.micro_batch * count
+            for i in range(tower.stack.num_layers):
+                out[tower.stack.prefix.format(i)] = int(self.model.layer_kept(tower, i, tokens, tokens))
+        return out
+
+    def tail_kept(self) -> int:
+        """Bytes kept by the final norm, the head and the loss."""
+        return int(evaluate(self.setup.tail.kept, self.model.tail_atoms()))
+
+
+def predicted(case: Case, s: Strategy) -> Prediction:
+    """The formula's peak of a job."""
+    r = resolve(parse(job_of(case, s)))
+    made, d = setup(r.arch, choices(r.values)), dims_of(r)
+    top = max(peaks(made, d, every=True), key=lambda p: p.allocated)
+    parts = {k: int(v) for k, v in top.peak.parts.items() if v}
+    model = StageModel(made, d, top.stage)
+    moments = [(m.phase, m.what, int(m.total)) for m in top.moments]
+    return Prediction(setup=made, model=model, peak=int(top.allocated), what=top.peak.what, parts=parts, moments=moments)
+
+
+# -- the comparison ----------------------------------------------------------------------------------------------------
+
+
+class Cache:
+    """Readings of traces in a JSON file, by what was traced."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rows: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def get(self, case: Case, s: Strategy, make: Callable[[Case, Strategy], Any]) -> Any:
+        """The stored reading, or a new one."""
+        text = json.dumps([job_of(case, s)], sort_keys=True, default=str)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        if key not in self.rows:
+            self.rows[key] = make(case, s)
+            if self.path:
+                self.path.write_text(json.dumps(self.rows))
+        return self.rows[key]
+
+
+def percent(ours: float, theirs: float) -> str:
+    """Relative difference."""
+    return f"{100 * (ours / theirs - 1):+8.3f}" if theirs else "     n/a"
+
+
+def layer_rows(name: str, p: Prediction, t: dict[str, Any], *, detail: bool) -> list[str]:
+    """Kept bytes of one layer of each kind, formula and trace; with ``detail`` the traced tensors and the form."""
+    rows = []
+    s = p.setup
+    kept = p.kept()
+    for tower in (*s.towers, s.decoder):
+        for index, kind in enumerate(tower.kinds):
+            places = [i for i, k in enumerate(tower.stack.layout) if k == index]
+            layer = next((i for i in reversed(places) if 0 < i < tower.stack.num_layers - 1), places[-1])
+            owner = tower.stack.prefix.format(layer)
+            blocks = next((v for k, v in t["layers"].items() if k.endswith(owner) or k.endswith(owner.split(".", 1)[-1])), [])
+            theirs = sum(b[0] for b in blocks)
+            rows.append(f"  {name:16s} {owner:28s} {kind.block.kind:14s} kept {kept[owner]:>14d} trace {theirs:>14d} {percent(kept[owner], theirs)} %\n")
+            if detail:
+                program = kind.checkpointed if s.choices.checkpointing != "none" else kind.plain
+                atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
+                form = program.checkpoint if s.choices.checkpointing != "none" else program.kept
+                rows.append("      formula " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
+                rows.extend(f"      {b[0]:>13d} {b[1]:44s} {b[2]:9s} {b[3]!s:26s} {b[4].rpartition(owner)[2]}\n" for b in blocks)
+    return rows
+
+
+def main() -> int:
+    """Print the table; 1 when a pair differs by more than ``--limit`` percent."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", action="append", choices=[*CASES], metavar="NAME")
+    parser.add_argument("--strategy", action="append", choices=[*STRATEGIES], metavar="NAME")
+    parser.add_argument("--layer", action="store_true", help="list the tensors that a layer of each kind keeps")
+    parser.add_argument("--peak", action="store_true", help="list what is live at the traced peak")
+    parser.add_argument("--cache", type=Path, help="keep the readings of traces in this file")
+    parser.add_argument("--limit", type=float, default=1.0, help="largest difference in percent")
+    args = parser.parse_args()
+    cache, wrong, start = Cache(args.cache), 0, time.time()
+    WRITE(f"{'family':16s} {'strategy':12s} {'formula B':>16s} {'trace B':>16s} {'peak %':>8s} {'held %':>8s}  formula's moment / trace's\n")
+    for name in args.family or CASES:
+        case = CASES[name]
+        for label in args.strategy or STRATEGIES:
+            s = STRATEGIES[label]
+            try:
+                t = cache.get(case, s, traced)
+                p = predicted(case, s)
+            except Exception as error:  # a model that one side refuses is a row, not the end
+                WRITE(f"{name:16s} {label:12s} {type(error).__name__}: {str(error)[:150]}\n")
+                wrong += 1
+                continue
+            off = abs(p.peak / t["peak"] - 1) * 100
+            wrong += off > args.limit
+            held = sum(p.kept().values()) + p.tail_kept()
+            mark = "  " if off <= args.limit else " !"
+            WRITE(f"{name:16s} {label:12s} {p.peak:>16d} {t['peak']:>16d} {percent(p.peak, t['peak'])} {percent(held, t['held'])}{mark} {p.what} / {t['at']}\n")
+            if args.layer:
+                for row in layer_rows(name, p, t, detail=True):
+                    WRITE(row)
+            if args.peak:
+                WRITE(f"    formula {p.parts}\n    " + "\n    ".join(f"{m[1]:32s} {m[2]}" for m in p.moments) + f"\n    trace phases {t['phases']}\n")
+                for size, count, op, dtype, shape, module, component in t["live"][:40]:
+                    WRITE(f"    {size:>14d} x{count:<3d} {component:12s} {op:40s} {dtype:9s} {shape} {module}\n")
+                for line in t["warnings"][:5]:
+                    WRITE(f"    {line}\n")
+    WRITE(f"{wrong} differ by more than {args.limit} %, {time.time() - start:.0f} s\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

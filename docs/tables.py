@@ -1,0 +1,296 @@
+"""The generated tables of the documentation, one function each; ``docs/generate.py`` puts them into the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from memfit.formula import profile as profiles
+from memfit.hardware import Gpu, data_version, gpus, nodes, prices
+from memfit.job import FIELDS, Field
+from memfit.job.fields import SECTIONS, default_of
+from memfit.ledger import COMPONENTS, PROVENANCES
+from memfit.models import architecture, catalog
+from memfit.models.families import FAMILIES
+from memfit.units import GIB, format_count
+
+_SECTION_TITLES = {
+    "model": "what model",
+    "task": "what is done with it",
+    "task.lora": "adapters",
+    "strategy": "how it is run",
+    "hardware": "on what",
+}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), ["---"] * len(header), *lines])
+
+
+def code(text: Any) -> str:
+    """Inline code; nothing for nothing."""
+    return f"`{text}`" if text not in ("", None) else ""
+
+
+# ---- the job ---------------------------------------------------------------------------------------------------------
+
+
+def job_fields() -> str:
+    """Every field of the job document, by section."""
+    sections = [*SECTIONS]
+    sections.insert(sections.index("task") + 1, "task.lora")
+    parts = []
+    for section in sections:
+        parts += [f"## `[{section}]`: {_SECTION_TITLES[section]}", ""]
+        rows = [_field(spec) for spec in FIELDS if spec.section == section]
+        parts += [table(("field", "flags", "values", "default", "meaning"), rows), ""]
+    return "\n".join(parts)
+
+
+def _field(spec: Field) -> tuple[str, ...]:
+    only = f" ({spec.kind} only)" if spec.kind else ""
+    doc = spec.doc.replace("<", "&lt;")
+    return (code(spec.name), ", ".join(map(code, spec.flags)), _values(spec), _default(spec), doc + only)
+
+
+def _values(spec: Field) -> str:
+    words = ", ".join(map(code, spec.choices))
+    match spec.type:
+        case "int" | "number":
+            above = "above" if spec.above else "from"
+            return f"{above} {spec.low:,g}{' ' + spec.unit if spec.unit else ''}"
+        case "bool":
+            return "true, false"
+        case "checkpointing":
+            return f"{words}, or n"
+        case "choices":
+            return f"any of {words}"
+        case "weights":
+            return f"{words}, or bits per weight"
+        case "mapping" | "lora":
+            return "a table"
+        case "names" | "targets":
+            return "names"
+        case "trainable":
+            return "a number, a fraction or names"
+        case _:
+            return words or "text"
+
+
+def _default(spec: Field) -> str:
+    default = default_of(spec, spec.kind or "train")
+    serve = default_of(spec, "serve")
+    if spec.derived:
+        return "from the others"
+    if default is None:
+        return ""
+    shown = code(_word(default))
+    return shown if spec.kind or serve == default else f"{shown}; serve: {code(_word(serve))}"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[]" if value == () else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ---- models and hardware ---------------------------------------------------------------------------------------------
+
+
+def model_counts() -> str:
+    """How many models and families there are."""
+    return f"{len(catalog.names())} models by name (data of {catalog.version()}), {len(FAMILIES)} values of `model_type`."
+
+
+def models() -> str:
+    """The catalog, by publisher."""
+    by_vendor: dict[str, list[tuple[str, ...]]] = {}
+    for name in catalog.names():
+        entry = catalog.lookup(name)
+        assert entry is not None
+        arch = architecture(entry.config)
+        active = format_count(arch.active_params) if arch.active_params != arch.num_params else ""
+        row = (code(name), format_count(arch.num_params), active, code(arch.model_type), entry.repo)
+        by_vendor.setdefault(entry.vendor, []).append(row)
+    parts = []
+    for vendor in sorted(by_vendor, key=str.lower):
+        parts += [f"## {vendor}", "", table(("name", "parameters", "active", "family", "hub id"), by_vendor[vendor]), ""]
+    return "\n".join(parts)
+
+
+def families() -> str:
+    """Every ``model_type`` that is read."""
+    return ", ".join(map(code, sorted(FAMILIES)))
+
+
+def gpu_counts() -> str:
+    """How many accelerators there are."""
+    return f"{len(gpus())} accelerators, {len(nodes())} machine shapes; data version `{data_version()}`."
+
+
+def gpu_table() -> str:
+    """The accelerators, by vendor and kind."""
+    groups: dict[tuple[str, str], list[Gpu]] = {}
+    for gpu in gpus():
+        groups.setdefault((gpu.vendor, gpu.kind), []).append(gpu)
+    parts = []
+    for (vendor, kind), members in groups.items():
+        parts += [f"### {_VENDORS[vendor]}, {kind}", ""]
+        header = ("name", "total [GiB]", "origin", "context [MiB]", "memory [GB/s]", "bf16 [TFLOP/s]", "link [GB/s]", "year")
+        parts += [table(header, map(_gpu, members)), ""]
+    return "\n".join(parts)
+
+
+_VENDORS = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel", "apple": "Apple"}
+
+
+def _gpu(gpu: Gpu) -> tuple[str, ...]:
+    link = f"{gpu.link_bytes_per_s / 1e9:.0f}" if gpu.link_bytes_per_s else ""
+    return (
+        code(gpu.name),
+        f"{gpu.total_bytes / GIB:.2f}",
+        gpu.total_origin,
+        f"{gpu.context_bytes / (1 << 20):.0f}",
+        f"{gpu.memory_bytes_per_s / 1e9:.0f}",
+        f"{gpu.peak_flops('bf16') / 1e12:.0f}",
+        link,
+        str(gpu.year),
+    )
+
+
+def node_table() -> str:
+    """Machine shapes."""
+    rows = (
+        (code(n.name), n.title, code(n.gpu), n.num_gpus, n.fabric, f"{n.intra_bytes_per_s / 1e9:.0f}",
+         f"{n.inter_bytes_per_s / 1e9:.1f}", f"{n.source} ({n.date})")
+        for n in nodes()
+    )  # fmt: skip
+    header = ("name", "machine", "card", "GPUs", "fabric", "inside [GB/s]", "between [GB/s]", "source")
+    return table(header, rows)
+
+
+def price_table() -> str:
+    """Dated price snapshot."""
+    rows = ((code(p.gpu), p.provider, f"{p.usd_per_hour:.2f}", p.date) for p in prices())
+    return table(("card", "provider", "USD an hour", "date"), rows)
+
+
+# ---- profiles --------------------------------------------------------------------------------------------------------
+
+_ROWS = {
+    "norm": "norm kernel",
+    "mlp": "MLP kernel",
+    "rope": "rotary embedding",
+    "sharding": "ZeRO/FSDP mechanism",
+    "optimizer_impl": "optimizer temporaries",
+    "vocab_parallel": "head and logits are split over tp",
+    "gather_inputs": "sequence parallelism keeps gathered inputs",
+    "grouped_experts": "experts run as one grouped product",
+    "hold_logits": "the caller keeps the logits through the backward pass",
+    "adapter_fp32": "adapters are fp32 and cast their input",
+    "adapter_dropout": "dropout of adapters",
+    "kbit_fp32": "weights that are not quantised are raised to fp32",
+    "quantize_head": "the output head is quantised too",
+    "inputs_grad": "with frozen weights the embedding output requires a gradient",
+    "reference": "DPO keeps a second, frozen model",
+    "balance_cost": "pipeline stages have equal cost, not equal numbers of layers",
+    "bucket": "bytes per parameter of a resident gradient bucket",
+}
+
+
+def profile_list() -> str:
+    """What each framework is assumed to do."""
+    parts = []
+    for name in profiles.names():
+        prof = profiles.profile(name)
+        parts += [f"### {name}", "", f"Source: {prof.source}.", ""]
+        rows = [(_ROWS.get(key, key.replace("_", " ")), code(_word(value))) for key, value in _plain(prof).items()]
+        rows += [(f"default of `{key}`", code(_word(value))) for key, value in prof.defaults.items()]
+        rows += [(f"precision `{key}`", f"[`{value}`](#scheme-{value})") for key, value in prof.schemes.items()]
+        rows += [
+            (f"precision `{key}`, sharded", f"[`{value}`](#scheme-{value})") for key, value in prof.sharded.items()
+        ]
+        rows += [(f"loss `{key}`", f"[`{value}`](#loss-{value})") for key, value in prof.loss.items()]
+        parts += [table(("what", "how"), rows), ""]
+    return "\n".join(parts)
+
+
+def _plain(prof: profiles.Profile) -> dict[str, Any]:
+    left_out = {"name", "source", "schemes", "sharded", "loss", "defaults"}
+    fields = {f: getattr(prof, f) for f in prof.__slots__ if f not in left_out}
+    return {k: v for k, v in fields.items() if v not in (False, 0, 0.0, "")}
+
+
+def _rows_of(kind: str, find: Any) -> str:
+    parts = []
+    for name in profiles._profiles()[kind]:
+        row = find(name)
+        fields = {f: getattr(row, f) for f in row.__slots__ if f not in ("source", "name")}
+        shown = {k: v for k, v in fields.items() if v not in (False, 0, (), "")}
+        said = ", ".join(f"{k} {code(_pair(v))}" for k, v in shown.items()) or "nothing beside the compute dtype"
+        parts += [f"({kind}-{name})=", f"### {name}", "", f"{said}.", "", f"Source: {row.source}.", ""]
+    return "\n".join(parts)
+
+
+def _pair(value: Any) -> str:
+    return " + ".join(map(str, value)) if isinstance(value, tuple) else _word(value)
+
+
+def schemes() -> str:
+    """Precision schemes."""
+    return _rows_of("scheme", profiles.scheme)
+
+
+def shardings() -> str:
+    """Sharding mechanisms."""
+    return _rows_of("sharding", profiles.sharding)
+
+
+def losses() -> str:
+    """Loss kernels."""
+    return _rows_of("loss", profiles.loss)
+
+
+def optimizer_table() -> str:
+    """Optimizers with their states."""
+    rows = []
+    for name in next(spec for spec in FIELDS if spec.path == "strategy.optimizer").choices:
+        o = profiles.optimizer(name)
+        width = f"{o.bits} bit in blocks of {o.block}" if o.bits else "as the precision scheme says"
+        rows.append((code(name), o.slots, width if o.slots else "", o.source))
+    return table(("optimizer", "states per parameter", "width", "source"), rows)
+
+
+def dtype_table() -> str:
+    """Storage dtypes of frozen and served weights."""
+    rows = ((code(d.name), f"{d.num / d.den:.4g}", d.source) for d in profiles.dtypes().values())
+    return table(("weights", "bits per element", "source"), rows)
+
+
+def data_date() -> str:
+    """Date of the profile data."""
+    return f"Data of {profiles.data_version()}."
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _words(mapping: Mapping[str, str], header: tuple[str, str]) -> str:
+    return table(header, ((code(k), v) for k, v in mapping.items()))
+
+
+def components() -> str:
+    """The names under which memory is booked."""
+    return _words(COMPONENTS, ("component", "what it holds"))
+
+
+def provenances() -> str:
+    """Where a number can come from."""
+    return _words(PROVENANCES, ("provenance", "meaning"))
+
+
+if __name__ == "__main__":
+    print(job_fields(), model_counts(), models(), families(), gpu_counts(), gpu_table(), node_table(), price_table())
+    print(profile_list(), schemes(), shardings(), losses(), optimizer_table(), dtype_table(), components(), provenances())

@@ -1,0 +1,346 @@
+"""A step as a timeline: the layer programs played in running order, every allocation and free of one rank.
+
+The closed form in ``step.py`` looks at the moments where the peak can stand; this plays the whole step, so that the
+allocator can be simulated over it. Sizes are those of one job; weights are allocated tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from memfit.formula.dims import Dims, part_of
+from memfit.formula.setup import Kind, Setup, Tower
+from memfit.formula.step import Stage, StageModel
+from memfit.formula.tape import Step
+from memfit.ledger import Component, Event, Timeline
+from memfit.models.architecture import Tensor
+
+COMPUTE, GATHER, REDUCE = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Running:
+    """A micro-batch between its forward and its backward: what each layer and the tail hold, and its last output."""
+
+    live: dict[int, dict[int, tuple[int, int]]]
+    tail: dict[int, tuple[int, int]]
+    x: tuple[int, int]
+
+
+class Player:
+    """Plays training steps of one stage and collects events."""
+
+    def __init__(self, setup: Setup, d: Dims, stage: Stage) -> None:
+        self.s = setup
+        self.d = d
+        self.m = StageModel(setup, d, stage)
+        self.stage = stage
+        self.c = setup.choices
+        self.sharded = self.c.zero >= 3 and self.m.ways > 1
+        self.events: list[Event] = []
+        self.next = 0
+        self.grads: dict[Any, tuple[int, int]] = {}
+        self.states: list[int] = []
+        self.whole: list[int] = []
+        self.trained: list[int] = []
+        self.phase = "load"
+        self.gathered: dict[int, list[tuple[int, int, int]]] = {}
+        self.root: tuple[int, int] | None = None
+        self.held: tuple[int, int] | None = None
+        self.stream_size = int(d.stream_tokens * setup.arch.hidden_size * setup.style.residual)
+
+    # -- primitives -----------------------------------------------------------------------------------------------
+
+    def alloc(self, size: int, component: Component, what: str = "", module: str = "", stream: int = COMPUTE) -> int:
+        """Allocate and give the block's id."""
+        self.next += 1
+        self.events.append(Event(self.next, size, component, self.phase, module, what, stream))
+        return self.next
+
+    def free(self, block: int, size: int, component: Component = "activations", stream: int = COMPUTE) -> None:
+        """Free a block."""
+        self.events.append(Event(block, -size, component, self.phase, "", "", stream))
+
+    def split(self, tensor: Tensor) -> int:
+        """Elements of one tensor on its tensor- and expert-parallel rank."""
+        ways = self.d.tp if tensor.tp_dim is not None else 1
+        return -(-math.prod(tensor.shape) // ways)
+
+    def copies(self, tensor: Tensor) -> int:
+        """Tensors of this kind on the rank."""
+        return -(-tensor.count // self.d.ep) if tensor.expert else tensor.count
+
+    def _trains(self, tensor: Tensor) -> bool:
+        return self.c.training.trains(tensor)
+
+    # -- weights --------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Weights of the stage, tensor by tensor."""
+        s = self.s
+        width = s.scheme.weight or s.width
+        if not self.c.training.full:
+            width = 2
+        for tensors in self._owned():
+            for t in tensors:
+                n = self.split(t)
+                bytes_each = n * width
+                if not self.c.training.full and t.linear and t.part not in ("head", "embedding"):
+                    bytes_each = s.frozen.bytes_of(n)
+                if self.sharded:
+                    bytes_each = -(-bytes_each // self.m.ways)
+                for _ in range(self.copies(t)):
+                    self.alloc(bytes_each, "parameters", t.name)
+                    if self._trains(t):
+                        self.whole.append(n)
+        if self.c.training.rank:
+            _, dense, expert = self.m.weights_bytes()
+            count = max(1, len(self.m.indices) * 14)
+            each = (dense + expert) // count
+            for _ in range(count):
+                self.alloc(each * 4, "parameters", "adapter")
+                self.whole.append(each)
+        ways = self.m.ways if self.c.zero >= 1 else 1
+        self.trained = [-(-n // ways) for n in self.whole]
+        if s.scheme.always:
+            self.alloc(sum(self.whole) * s.scheme.grad, "gradients", "accumulation buffer")
+        if s.profile.bucket and self.c.zero < 2 and self.d.dp > 1:
+            width = s.scheme.fresh if s.scheme.always else (s.scheme.grad or s.width)
+            self.alloc(sum(self.whole) * width, "communication", "gradient buckets")
+
+    def _owned(self) -> Iterable[tuple[Tensor, ...]]:
+        s = self.s
+        if self.stage.first:
+            yield s.arch.embeddings
+        layout = s.decoder.stack.layout
+        for layer in self.m.indices:
+            yield s.decoder.stack.blocks[layout[layer]].tensors
+        if self.stage.last:
+            yield s.arch.final_norm
+            yield s.arch.head
+
+    # -- programs -------------------------------------------------------------------------------------------------
+
+    def play(self, lines: Iterable[Step], atoms: dict[str, int], live: dict[int, tuple[int, int]], layer: int) -> None:
+        """Run one script; ``live`` maps keys to (block, bytes) across the scripts of a layer."""
+        module = f"layers.{layer}" if layer >= 0 else "head"
+        for line in lines:
+            if line.weight:
+                self._weight_gradient(line, layer)
+                continue
+            size = atoms.get(line.atom, 0) * line.width
+            if size <= 0:
+                continue
+            if line.sign > 0:
+                component: Component = "logits" if line.atom in ("V", "Vs") else "activations"
+                live[line.key] = (self.alloc(size, component, line.atom, module), size)
+            elif line.key in live:
+                block, size = live.pop(line.key)
+                self.free(block, size)
+
+    def _weight_gradient(self, line: Step, layer: int) -> None:
+        if layer < 0:
+            tensors: tuple[Tensor, ...] = self.s.arch.head or self.s.arch.embeddings
+        else:
+            block = self.s.decoder.stack.blocks[self.s.decoder.stack.layout[layer]]
+            tensors = tuple(t for t in block.tensors if part_of(t) == line.atom and self._trains(t))
+        width = line.width
+        for t in tensors:
+            n = self.split(t)
+            for index in range(self.copies(t)):
+                key = (layer, t.name, index)
+                size = n * width
+                if key in self.grads:
+                    block_id = self.alloc(size, "gradients", "weight gradient")
+                    self.free(block_id, size)
+                elif self.s.scheme.always:
+                    block_id = self.alloc(size, "gradients", "weight gradient")
+                    self.free(block_id, size)
+                else:
+                    self.grads[key] = (self.alloc(size, "gradients", t.name), size)
+
+    def _reduce(self, layer: int | tuple[int, ...], pending: list[tuple[int, int]]) -> None:
+        """Reduce-scatter of a unit's gradients: copy into a flat buffer, scatter, free the whole gradients."""
+        s = self.s
+        mine = [k for k in self.grads if k[0] in (layer if isinstance(layer, tuple) else (layer,)) and k[1] != "shard"]
+        if not mine:
+            return
+        elements = sum(self.grads[k][1] // max(s.scheme.fresh or s.width, 1) for k in mine)
+        for block, size in pending:
+            self.free(block, size, "communication", REDUCE)
+        pending.clear()
+        width = s.scheme.reduce or s.width
+        flat = self.alloc(elements * width, "communication", "reduce-scatter input", stream=REDUCE)
+        for k in mine:
+            self.free(*self.grads.pop(k))
+        pending.append((flat, elements * width))
+        key = (layer, "shard", 0)
+        size = -(-elements // self.m.ways) * (s.scheme.grad or s.width)
+        fresh = self.alloc(size, "gradients", "gradient shard", stream=REDUCE)
+        if key in self.grads:
+            self.free(fresh, size, "gradients", REDUCE)
+        else:
+            self.grads[key] = (fresh, size)
+
+    # -- the step -------------------------------------------------------------------------------------------------
+
+    def step(self, *, steps: int = 2) -> Timeline:
+        """Load, then ``steps`` optimizer steps with a few micro-batches each, in 1F1B order on a pipeline."""
+        self.load()
+        flights = max(1, self.stage.in_flight // self.stage.per)
+        extra = 0 if self.d.grad_accum == 1 else 1
+        for _ in range(steps):
+            waiting = [self.forward() for _ in range(flights)]
+            for _ in range(extra):
+                self.backward(waiting.pop(0))
+                waiting.append(self.forward())
+            while waiting:
+                self.backward(waiting.pop(0))
+            self.optimizer()
+        return Timeline(tuple(self.events))
+
+    def _atoms(self, tower: Tower, kind: Kind) -> dict[str, int]:
+        return self.m.atoms(tower, kind, self.d.tokens, self.d.stream_tokens)
+
+    def _gather(self, layer: int, gathered: dict[int, list[tuple[int, int, int]]]) -> None:
+        """All-gather of one block: a flat buffer on the gather stream, then the unsharded weights."""
+        if not self.sharded or layer in gathered:
+            return
+        kind = self.s.decoder.kinds[self.s.decoder.stack.layout[layer]]
+        num, den = self.m.gathered_width(kind)
+        size = int(self.m.block_weights(kind)) * num // den
+        flat = self.alloc(size, "communication", "all-gather output", f"layers.{layer}", GATHER)
+        out = self.alloc(size, "parameters", "gathered weights", f"layers.{layer}")
+        self.free(flat, size, "communication", GATHER)
+        gathered[layer] = [(out, size, COMPUTE)]
+
+    def _gather_outer(self, elements: int) -> tuple[int, int]:
+        size = elements * (self.s.scheme.gathered or self.s.width)
+        flat = self.alloc(size, "communication", "all-gather output", "outer", GATHER)
+        out = self.alloc(size, "parameters", "gathered weights", "outer")
+        self.free(flat, size, "communication", GATHER)
+        return out, size
+
+    def _reshard(self, layer: int, gathered: dict[int, list[tuple[int, int, int]]]) -> None:
+        for block, size, stream in gathered.pop(layer, []):
+            self.free(block, size, "parameters", stream)
+
+    def forward(self) -> Running:
+        """The forward pass of one micro-batch up to the loss."""
+        s, order = self.s, self.m.indices
+        tower = s.decoder
+        run = Running({}, {}, (0, 0))
+        gathered = self.gathered
+        self.phase = "forward"
+        if self.sharded and self.root is None:
+            self.root = self._gather_outer(int(self.m.outer_weights()))
+        stream_size = self.stream_size
+        x = (self.alloc(stream_size, "activations", "embedding"), stream_size)
+        for position, layer in enumerate(order):
+            self._gather(layer, gathered)
+            kind = tower.kinds[tower.stack.layout[layer]]
+            atoms = self._atoms(tower, kind)
+            checkpointed = self.m.is_checkpointed(layer)
+            program = kind.checkpointed if checkpointed else kind.plain
+            mine: dict[int, tuple[int, int]] = {}
+            run.live[layer] = mine
+            self.play(program.scripts["first" if checkpointed else "forward"], atoms, mine, layer)
+            if checkpointed or program.keeps_stream:
+                mine[program.stream] = x
+            else:
+                self.free(*x)
+            out = mine.pop(program.output, None)
+            x = out if out is not None else (self.alloc(stream_size, "activations", "output"), stream_size)
+            if position + 1 < len(order) and self.c.reshard:
+                self._reshard(layer, gathered)
+        run.x = x
+        self.phase = "loss"
+        if self.stage.last:
+            atoms = self.m.tail_atoms()
+            self.play(s.tail.scripts["forward"], atoms, run.tail, -1)
+            if s.profile.hold_logits and not (s.loss.fused or s.loss.slice):
+                size = int(atoms["V"]) * s.width
+                if self.held:
+                    self.free(*self.held)
+                self.held = (self.alloc(size, "logits", "logits held by the caller"), size)
+        return run
+
+    def backward(self, run: Running) -> None:
+        """The backward pass of one micro-batch."""
+        s, order = self.s, self.m.indices
+        tower, gathered, stream_size = s.decoder, self.gathered, self.stream_size
+        self.phase = "backward"
+        if self.stage.last:
+            self.play(s.tail.scripts["backward"], self.m.tail_atoms(), run.tail, -1)
+        gradient = (self.alloc(stream_size, "activations", "gradient"), stream_size)
+        self.free(*run.x)
+        for block, size in run.tail.values():
+            self.free(block, size)
+        pending: list[tuple[int, int]] = []
+        together = s.sharding.root
+        if self.sharded and not together:
+            self._reduce(-1, pending)
+        for layer in reversed(order):
+            self._gather(layer, gathered)
+            kind = tower.kinds[tower.stack.layout[layer]]
+            checkpointed = self.m.is_checkpointed(layer)
+            program = kind.checkpointed if checkpointed else kind.plain
+            mine = run.live.pop(layer)
+            self.play(program.scripts["again" if checkpointed else "backward"], self._atoms(tower, kind), mine, layer)
+            self.free(*gradient)
+            gradient = (self.alloc(stream_size, "activations", "gradient"), stream_size)
+            for block, size in mine.values():
+                self.free(block, size)
+            self._reshard(layer, gathered)
+            if self.sharded:
+                self._reduce(layer, pending)
+        self.free(*gradient)
+        if self.stage.first and s.embedding.trained:
+            self._embedding_gradient()
+        if self.sharded:
+            self._reduce((-1, -2) if together else -2, pending)
+        for block, size in pending:
+            self.free(block, size, "communication", REDUCE)
+        if self.root:
+            self.free(*self.root)
+            self.root = None
+
+    def _embedding_gradient(self) -> None:
+        s = self.s
+        for t in s.arch.embeddings:
+            size = self.split(t) * (s.scheme.fresh or s.width)
+            key = (-2, t.name, 0)
+            if key not in self.grads and not s.scheme.always:
+                self.grads[key] = (self.alloc(size, "gradients", t.name), size)
+            else:
+                self.free(self.alloc(size, "gradients", t.name), size)
+
+    def optimizer(self) -> None:
+        """The optimizer step; the first one makes the states."""
+        s = self.s
+        self.phase = "optimizer"
+        state = s.scheme.state or s.width
+        if not self.states and "optimizer" not in self.c.offload:
+            for n in self.trained:
+                if s.scheme.master:
+                    self.states.append(self.alloc(n * s.scheme.master, "optimizer", "master"))
+                for _ in range(s.optimizer.slots):
+                    size = n * s.optimizer.bits // 8 if s.optimizer.bits else n * state
+                    self.states.append(self.alloc(max(size, 1), "optimizer", "state"))
+            self.states.append(-1)
+        impl = self.c.optimizer_impl or s.profile.optimizer_impl
+        if impl == "foreach" and s.optimizer.slots == 2 and not s.optimizer.bits:
+            temporaries = [(self.alloc(n * state, "workspace", "foreach"), n * state) for n in self.trained]
+            for block, size in temporaries:
+                self.free(block, size, "workspace")
+        for (layer, name, _), (block, size) in self.grads.items():
+            self.free(block, size, "gradients", REDUCE if name == "shard" and layer is not None else COMPUTE)
+        self.grads.clear()
+
+
+def play(setup: Setup, d: Dims, stage: Stage, *, steps: int = 2) -> Timeline:
+    """The timeline of ``steps`` training steps on one stage."""
+    return Player(setup, d, stage).step(steps=steps)

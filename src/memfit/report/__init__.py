@@ -1,0 +1,1 @@
+"""Renderings of the one result: text for terminals and pipes, JSON, HTML for notebooks. One file per rendering."""

@@ -1,0 +1,183 @@
+"""An estimate as text: verdict, ledger, moment of the peak, assumptions, what would save most, what to run next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from memfit.job import BY_NAME
+from memfit.report.ledger import ledger
+from memfit.report.page import Cell, Column, Page, Style, clean, paragraph, table
+from memfit.report.verdict import headline, need_of, verdict
+from memfit.report.words import gib, signed_gib, value
+
+if TYPE_CHECKING:
+    from memfit.formula.estimate import Estimate
+
+_CHANGES = 3
+_ASSUMPTIONS = 6
+_WORTH_SAYING = 0.005 * (1 << 30)
+
+
+def estimate_text(page: Page, estimate: Estimate, *, command: str | None = None) -> str:
+    """The whole answer.
+
+    Args:
+        page: what it is written on.
+        estimate: the result.
+        command: the command line that asked, for the hint what to run next; None leaves the hint out.
+    """
+    parts = [verdict(page, estimate), ledger(page, estimate.ledger), peak(page, estimate)]
+    parts += [stages(page, estimate), warnings(page, estimate.warnings)]
+    parts += [assumptions(page, estimate), changes(page, estimate)]
+    if command is not None:
+        parts.append([f"{page.paint('next:', 'bold')} {next_command(estimate, command)}"])
+    if page.verbose:
+        parts.append(versions(page))
+    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def quiet_text(page: Page, estimate: Estimate) -> str:
+    """The verdict alone."""
+    del page
+    return headline(estimate) + "\n"
+
+
+def peak(page: Page, estimate: Estimate) -> list[str]:
+    """When the peak stands, on which rank, and what the card's own tools would show."""
+    book = estimate.ledger
+    band = estimate.bands["device"]
+    lines = paragraph(page, f"peak: {clean(book.moment)} ({clean(estimate.peak_phase)}), on {clean(book.label)}")
+    allocated, reserved = gib(book.allocated_bytes), gib(book.reserved_bytes)
+    lines += paragraph(
+        page,
+        f"  torch allocated {allocated}, reserved {reserved}, nvidia-smi {gib(book.device_bytes)} GiB"
+        f" ({gib(band.low)} to {gib(band.high)})",
+        "    ",
+    )
+    capacity = estimate.capacity_bytes
+    if capacity is not None and need_of(estimate).mid <= capacity < book.device_bytes:
+        text = "  cached blocks are given back before the job fails, so it needs less than its peak on an empty card"
+        lines += paragraph(page, text, "    ")
+    if estimate.host_bytes:
+        lines += paragraph(page, f"  pinned host memory: {gib(estimate.host_bytes)} GiB for each rank", "    ")
+    return lines
+
+
+def stages(page: Page, estimate: Estimate) -> list[str]:
+    """All pipeline stages, neighbours that are alike in one row; nothing for a single stage."""
+    if len(estimate.stages) < 2:
+        return []
+    rows: list[list[Cell | str]] = []
+    runs: list[tuple[int, int]] = []
+    for index, book in enumerate(estimate.stages):
+        if runs and _like(estimate, runs[-1][0], index):
+            runs[-1] = (runs[-1][0], index)
+        else:
+            runs.append((index, index))
+        del book
+    for first, last in runs:
+        book = estimate.stages[first]
+        fullest = first <= estimate.fullest <= last
+        style: Style = "bold" if fullest else ""
+        name = str(first) if first == last else f"{first}-{last}"
+        sizes = (book.allocated_bytes, book.reserved_bytes, book.device_bytes)
+        moment = clean(book.moment) + (", the fullest" if fullest else "")
+        rows.append([Cell(name, style), *(Cell(gib(size), style) for size in sizes), Cell(moment, style)])
+    columns = [
+        Column("stage"),
+        Column("allocated", "right"),
+        Column("reserved", "right"),
+        Column("card", "right"),
+        Column("fullest at", flex=True),
+    ]
+    return table(page, columns, rows)
+
+
+def _like(estimate: Estimate, one: int, other: int) -> bool:
+    a, b = estimate.stages[one], estimate.stages[other]
+    same = (a.allocated_bytes, a.device_bytes, a.moment) == (b.allocated_bytes, b.device_bytes, b.moment)
+    return same and estimate.fullest not in (one, other)
+
+
+def warnings(page: Page, texts: tuple[str, ...]) -> list[str]:
+    """Each warning as a line of its own."""
+    lines = []
+    for text in texts:
+        first, *rest = paragraph(page, f"warning: {clean(text)}")
+        lines += [first.replace("warning:", page.paint("warning:", "warn"), 1), *rest]
+    return lines
+
+
+def assumptions(page: Page, estimate: Estimate) -> list[str]:
+    """What nobody stated and what its alternative would do to the reserved peak, largest effect first."""
+    found = estimate.assumptions
+    if not found:
+        return []
+    worth = [a for a in found if abs(a.delta_bytes) >= _WORTH_SAYING]
+    shown = found if page.verbose else worth[:_ASSUMPTIONS]
+    rows = [
+        [f"{short(a.field)} = {value(a.value)}", f"{value(a.alternative)}", Cell(signed_gib(a.delta_bytes))]
+        for a in shown
+    ]
+    columns = [Column("assumed", flex=True), Column("instead", flex=True), Column("GiB", "right")]
+    lines = table(page, columns, rows) if rows else []
+    left = len(found) - len(shown)
+    if left:
+        lines += paragraph(page, f"  {left} more worth less (all: -v)")
+    return lines
+
+
+def changes(page: Page, estimate: Estimate) -> list[str]:
+    """The changes of the job that save most, with the flags that make them."""
+    found = estimate.changes
+    if not found:
+        return []
+    rows = [
+        [Cell(signed_gib(c.delta_bytes), "good"), clean(c.what), flags(c.fields)]
+        for c in (found if page.verbose else found[:_CHANGES])
+    ]
+    columns = [Column("GiB", "right"), Column("would save", flex=True), Column("flags", flex=True)]
+    return table(page, columns, rows)
+
+
+def versions(page: Page) -> list[str]:
+    """Versions of the code and the data behind the result."""
+    from memfit.formula.estimate import versions as known
+
+    text = ", ".join(f"{name} {version}" for name, version in known().items())
+    return [page.paint(line, "dim") for line in paragraph(page, text)]
+
+
+def short(path: str) -> str:
+    """A dotted field path as its flat name."""
+    return path.removeprefix("task.lora.") if path.startswith("task.lora.") else path.rpartition(".")[2]
+
+
+def flags(fields: Mapping[str, Any]) -> str:
+    """Overrides as command-line flags; what is None is left to be derived and has none."""
+    words = []
+    for name, item in fields.items():
+        spec = BY_NAME.get(name)
+        if item is None or spec is None:
+            continue
+        flag = next(f for f in spec.flags if f.startswith("--"))
+        if spec.type == "bool":
+            words.append(flag if item else flag.replace("--", "--no-", 1))
+        else:
+            words.append(f"{flag} {value(item)}")
+    return " ".join(words)
+
+
+def next_command(estimate: Estimate, command: str) -> str:
+    """What to run next: name a card, take the best change, or see how far the job stretches."""
+    if estimate.capacity_bytes is None:
+        return f"{command} --gpu 8xh100"
+    helpful = [c for c in estimate.changes if flags(c.fields)]
+    if estimate.verdict != "fits" and helpful:
+        room = need_of(estimate).high - estimate.capacity_bytes
+        enough = [c for c in helpful if -c.delta_bytes >= room]
+        best = enough[-1] if enough else helpful[0]  # the smallest change that is enough
+        return f"{command} {flags(best.fields)}"
+    axis = "concurrency=1..64" if estimate.resolved.values["kind"] == "serve" else "micro_batch=1..64"
+    return f"{command} --sweep {axis}"

@@ -1,0 +1,66 @@
+"""Results as JSON: one document on standard output, or one a line. The shape stands in ``schema/estimate.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from memfit.errors import MemfitError
+
+if TYPE_CHECKING:
+    from memfit.formula.estimate import Estimate
+
+SCHEMA_VERSION = 1
+
+
+def dumps(document: Any, *, line: bool = False) -> str:
+    """JSON text that ends in a line break: indented, or on one line.
+
+    Non-ASCII characters are escaped, so that the text is the same under every encoding.
+    """
+    indent = None if line else 2
+    separators = (",", ":") if line else None
+    return json.dumps(document, indent=indent, separators=separators, allow_nan=False, default=_plain) + "\n"
+
+
+def _plain(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        return dict(item)
+    return ascii(item)[:200]  # values of faulty jobs: dates, odd objects
+
+
+def result(estimate: Estimate, job_id: str | None = None, *, full: bool = True) -> dict[str, Any]:
+    """The result document of an estimate.
+
+    Args:
+        estimate: the result.
+        job_id: becomes ``id``.
+        full: with assumptions and changes, which take an estimate each; otherwise both are empty lists.
+    """
+    if not full:
+        # Cached properties of the estimate: once they hold a value they are not computed.
+        estimate.__dict__.setdefault("assumptions", ())
+        estimate.__dict__.setdefault("changes", ())
+    return estimate.to_dict(job_id)
+
+
+def error_document(error: MemfitError) -> dict[str, Any]:
+    """The document that stands in place of a result."""
+    return {"schema_version": SCHEMA_VERSION, "error": error_fields(error)}
+
+
+def error_fields(error: MemfitError) -> dict[str, Any]:
+    """The error as JSON-ready data, whatever the faulty value was."""
+    fields: dict[str, Any] = json.loads(json.dumps(error.to_dict(), default=_plain, allow_nan=True).replace("NaN", "null"))
+    return fields
+
+
+@cache
+def schema(name: str = "estimate") -> Mapping[str, Any]:
+    """The JSON Schema of a document, as shipped with the package."""
+    text = files("memfit.report").joinpath("schema", f"{name}.json").read_text("utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded

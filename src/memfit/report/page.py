@@ -1,0 +1,196 @@
+"""Where text goes: its width, whether it takes colour and which characters; tables and wrapped lines for it.
+
+Widths are terminal cells: an East Asian wide character takes two. Numbers are never cut; text wraps.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Style = Literal["", "bold", "dim", "good", "bad", "warn", "P", "G", "O", "A", "L", "W", "C", "K", "S", "s", "R", "X", "?"]
+
+# The sixteen colours every terminal has, none of them near black or white: legible on light and dark.
+_ANSI: dict[str, str] = {
+    "bold": "1",
+    "dim": "2",
+    "good": "32",
+    "bad": "31",
+    "warn": "33",
+    "P": "34",
+    "G": "36",
+    "O": "35",
+    "A": "32",
+    "L": "33",
+    "W": "31",
+    "C": "36",
+    "K": "32",
+    "S": "36",
+    "s": "2",
+    "R": "2",
+    "X": "2",
+    "?": "31",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page:
+    """What the text is written on.
+
+    Attributes:
+        width: cells in a line.
+        color: whether ANSI colours are written.
+        unicode: whether block characters are written; else ASCII stands in.
+        verbose: whether notes, all stages and all assumptions are shown.
+    """
+
+    width: int = 80
+    color: bool = False
+    unicode: bool = True
+    verbose: bool = False
+
+    @property
+    def full(self) -> str:
+        """A filled cell of a bar."""
+        return "█" if self.unicode else "#"
+
+    @property
+    def thin(self) -> str:
+        """A cell of a bar that holds less than half a cell."""
+        return "▏" if self.unicode else ":"
+
+    @property
+    def free(self) -> str:
+        """A cell of room that is left."""
+        return "░" if self.unicode else "."
+
+    @property
+    def limit(self) -> str:
+        """The line of the capacity."""
+        return "│" if self.unicode else "|"
+
+    def paint(self, text: str, style: Style) -> str:
+        """The text in a style, or as it is on a page without colour."""
+        return f"\x1b[{_ANSI[style]}m{text}\x1b[0m" if self.color and style and text else text
+
+
+def clean(text: object) -> str:
+    """Text from outside without control, escape and bidirectional characters."""
+    return "".join(c for c in str(text) if c.isprintable())
+
+
+def cells(text: str) -> int:
+    """Cells that a text without escapes takes."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def wrap(text: str, width: int, indent: str = "") -> list[str]:
+    """Lines of at most ``width`` cells, broken at spaces (inside a word only where it is longer than a line).
+
+    Args:
+        text: one paragraph.
+        width: cells, the indent counted.
+        indent: what all lines but the first begin with.
+    """
+    lines: list[str] = []
+    line, room = "", width
+    for word in text.split(" "):
+        rest = word
+        while True:
+            joined = f"{line} {rest}" if line else rest
+            if cells(joined) <= room:
+                line = joined
+                break
+            if line:
+                lines.append(line)
+                line = ""
+            else:
+                head = _head(rest, room)
+                lines.append(head)
+                rest = rest[len(head) :]
+            room = max(width - cells(indent), 8)
+    lines.append(line)
+    return [lines[0], *(indent + other for other in lines[1:])]
+
+
+def _head(word: str, room: int) -> str:
+    size, used = 0, 0
+    for character in word:
+        used += cells(character)
+        if used > room and size:
+            break
+        size += 1
+    return word[: max(size, 1)]
+
+
+def paragraph(page: Page, text: str, indent: str = "  ") -> list[str]:
+    """A wrapped paragraph whose continuation lines are indented."""
+    return wrap(text, page.width, indent)
+
+
+class Cell(NamedTuple):
+    """One cell of a table."""
+
+    text: str
+    style: Style = ""
+
+
+class Column(NamedTuple):
+    """One column: ``flex`` ones wrap when the page is narrow, others keep their width."""
+
+    title: str
+    align: Literal["left", "right"] = "left"
+    flex: bool = False
+
+
+_GAP = 2
+_LEAST = 10  # cells of a flexible column; below that the line grows past the page
+
+
+def table(
+    page: Page, columns: Sequence[Column], rows: Iterable[Sequence[Cell | str]], *, indent: str = ""
+) -> list[str]:
+    """A table without borders as lines; trailing spaces are left out.
+
+    Args:
+        page: what it is written on.
+        columns: titles and alignment; no title row is written when all titles are empty.
+        rows: cells, as many as columns.
+        indent: what each line begins with.
+    """
+    body = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
+    widths = [max([cells(c.title), *(cells(row[i].text) for row in body)]) for i, c in enumerate(columns)]
+    over = cells(indent) + sum(widths) + _GAP * (len(columns) - 1) - page.width
+    flexible = sorted((i for i, c in enumerate(columns) if c.flex), key=lambda i: -widths[i])
+    while over > 0 and flexible:
+        widest = max(flexible, key=lambda i: widths[i])
+        if widths[widest] <= _LEAST:
+            break
+        widths[widest] -= 1
+        over -= 1
+    lines = []
+    if any(c.title for c in columns):
+        lines += _row(page, columns, widths, [Cell(c.title, "dim") for c in columns], indent)
+    for row in body:
+        lines += _row(page, columns, widths, row, indent)
+    return lines
+
+
+def _row(
+    page: Page, columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell], indent: str
+) -> list[str]:
+    wrapped = [wrap(cell.text, widths[i], "  " if widths[i] > _LEAST else "") for i, cell in enumerate(row)]
+    lines = []
+    for k in range(max(len(part) for part in wrapped)):
+        parts = []
+        for i, cell in enumerate(row):
+            text = wrapped[i][k] if k < len(wrapped[i]) else ""
+            space = " " * (widths[i] - cells(text))
+            painted = page.paint(text, cell.style)
+            parts.append(space + painted if columns[i].align == "right" else painted + space)
+        lines.append((indent + (" " * _GAP).join(parts)).rstrip())
+    return lines

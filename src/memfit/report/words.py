@@ -1,0 +1,123 @@
+"""How results are worded: probabilities, sizes, values, and what a job is in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from memfit.ledger import PROVENANCES
+from memfit.report.page import clean
+from memfit.units import GIB, format_count
+
+if TYPE_CHECKING:
+    from memfit.formula.estimate import Estimate
+    from memfit.hardware import Gpu
+
+LETTERS: Mapping[str, str] = {name: name[0] for name in PROVENANCES}
+"""One letter for each origin of a number."""
+
+MARKS: Mapping[str, str] = {
+    "parameters": "P",
+    "gradients": "G",
+    "optimizer": "O",
+    "activations": "A",
+    "logits": "L",
+    "workspace": "W",
+    "communication": "C",
+    "kv_cache": "K",
+    "state": "S",
+    "slack": "s",
+    "runtime": "R",
+    "others": "X",
+    "unaccounted": "?",
+}
+"""One letter for each component, where a bar is made of letters."""
+
+
+def gib(num_bytes: float) -> str:
+    """Bytes in GiB with two decimals, without the unit; a size too small for them is ``<0.01``."""
+    if 0 < abs(num_bytes) < 0.005 * GIB:
+        return "<0.01" if num_bytes > 0 else ">-0.01"
+    return f"{num_bytes / GIB:.2f}"
+
+
+def signed_gib(num_bytes: float) -> str:
+    """A difference in GiB with its sign; no difference is ``0.00``."""
+    return "0.00" if abs(num_bytes) < 0.005 * GIB else f"{num_bytes / GIB:+.2f}"
+
+
+def percent(p: float) -> str:
+    """A probability in words that do not claim more than is known."""
+    if p < 0.001:
+        return "< 0.1 %"
+    if p > 0.999:
+        return "> 99.9 %"
+    return f"{100 * p:.1f} %" if p < 0.1 or p > 0.9 else f"{100 * p:.0f} %"
+
+
+def value(item: Any) -> str:
+    """A job value as the command line takes it."""
+    if isinstance(item, bool):
+        return "true" if item else "false"
+    if isinstance(item, Mapping):
+        return ",".join(f"{clean(k)}={value(v)}" for k, v in item.items())
+    if isinstance(item, list | tuple):
+        return ",".join(value(i) for i in item) or "none"
+    if isinstance(item, float):
+        return f"{item:g}"
+    return clean(item)
+
+
+def legend(letters: set[str]) -> str:
+    """What the given provenance letters mean."""
+    return ", ".join(f"{letter} {name}" for name, letter in LETTERS.items() if letter in letters)
+
+
+def card(gpu: Gpu | None, count: int) -> str:
+    """The cards of a job, e.g. ``8 x NVIDIA H100 SXM 80 GB``; empty without a card."""
+    if gpu is None:
+        return ""
+    return clean(gpu.title) if count == 1 else f"{count} x {clean(gpu.title)}"
+
+
+def job_line(estimate: Estimate) -> str:
+    """The model and the settings that decide most, in one line."""
+    v = estimate.resolved.values
+    arch = estimate.resolved.arch
+    name = clean(estimate.job.model.name or "the given configuration")
+    size = f"{format_count(arch.num_params)} parameters"
+    if arch.active_params != arch.num_params:
+        size += f", {format_count(arch.active_params)} active"
+    return f"{name} ({size}): {', '.join(_serving(v) if v['kind'] == 'serve' else _training(v))}"
+
+
+_METHODS = {
+    "full": "full training",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "dora": "DoRA",
+    "freeze": "training of a part",
+    "dpo": "DPO",
+    "grpo": "GRPO",
+}
+
+
+def _training(v: Mapping[str, Any]) -> list[str]:
+    words = [f"{_METHODS.get(v['method'], v['method'])} with {v['framework']}"]
+    if v["method"] == "qlora":
+        words.append(f"weights {value(v['weights'])}")
+    words += [value(v["precision"]), value(v["optimizer"]), f"seq_len {v['seq_len']}", f"micro_batch {v['micro_batch']}"]
+    if v["checkpointing"] != "none":
+        words.append(f"checkpointing {value(v['checkpointing'])}")
+    return words + _degrees(v)
+
+
+def _serving(v: Mapping[str, Any]) -> list[str]:
+    words = [f"serving with {v['framework']}", f"weights {value(v['weights'])}", f"kv {value(v['kv'])}"]
+    words += [f"context {v['context']}", f"concurrency {v['concurrency']}"]
+    return words + _degrees(v)
+
+
+def _degrees(v: Mapping[str, Any]) -> list[str]:
+    words = [f"{name} {v[name]}" for name in ("dp", "tp", "pp", "cp", "ep") if v[name] > 1]
+    return [*words, f"zero {v['zero']}"] if v["zero"] else words
