@@ -97,7 +97,7 @@ CASES: dict[str, Case] = {
     "cohere2": Case(model="command-r7b", layers=4),
     "stablelm": Case(model="stablelm-2-1.6b"),
     "granite": Case(model="granite-3.1-2b"),
-    "glm": Case(model="glm-4-9b"),
+    "glm": Case(model="glm-4-9b-0414", change={"model_type": "glm", "architectures": ["GlmForCausalLM"]}),
     "glm4": Case(model="glm-4-9b-0414"),
     "nemotron": Case(model="minitron-4b"),
     "smollm3": Case(model="smollm3-3b", layers=4),
@@ -110,11 +110,11 @@ CASES: dict[str, Case] = {
     "deepseek_v3": Case(model="moonlight-16b-a3b"),
     "gpt_oss": Case(model="gpt-oss-20b", layers=2),
     "glm4_moe": Case(model="glm-4.5-air", layers=3),
-    "mamba": Case(model="mamba-790m"),
+    "mamba": Case(model="mamba-790m", seq=128),
     "mamba2": Case(model="mamba2-780m"),
     "falcon_h1": Case(model="falcon-h1-0.5b"),
     "qwen3_next": Case(model="qwen3-next-80b-a3b", layers=4),
-    "jamba": Case(model="jamba-v0.1", layers=8),
+    "jamba": Case(model="jamba-v0.1", seq=128, layers=4, change={"attn_layer_offset": 1, "attn_layer_period": 2}),
     "lfm2": Case(model="lfm2-1.2b", layers=4),
     "bert": Case(model="bert-large-uncased", seq=512, batch=4),
     "t5": Case(model="t5-large", seq=512, batch=4),
@@ -192,7 +192,7 @@ def traced(case: Case, s: Strategy) -> dict[str, Any]:
     training = replace(training, keep_outputs=s.framework == "torch")
     engine = training.engine
     made = program(training, DEVICE[engine])
-    t = run(made.build, made.step, engine=engine, steps=2, gpu=Gpu(), values=made.values, before=made.before, frames=False)
+    t = run(made.build, made.step, engine=engine, steps=2, gpu=Gpu(), values=made.values, before=made.before)
     index, peak = t.peak()
     event = t.events[index]
     layers: dict[str, list[Any]] = {}
@@ -280,7 +280,7 @@ class Cache:
         if key not in self.rows:
             self.rows[key] = make(case, s)
             if self.path:
-                self.path.write_text(json.dumps(self.rows))
+                self.path.write_text(json.dumps(self.rows, default=str))
         return self.rows[key]
 
 

@@ -55,7 +55,7 @@ def verdict_table(sets: Mapping[str, Mapping[str, Any]]) -> str:
          "" if f["brier"] is None else f"{f['brier']:.3f}")
         for name, f in sets.items()
     )  # fmt: skip
-    header = ("jobs", "records", "ran", "out of memory", "precision of \"fits\"", "recall", "Brier score")
+    header = ("jobs", "records", "ran", "out of memory", 'precision of "fits"', "recall", "Brier score")
     return table(header, rows)
 
 
@@ -81,17 +81,17 @@ def page(scores: Mapping[str, Any]) -> str:
     known = ", ".join(f"{k} {v}" for k, v in versions().items() if k != "memfit")
     parts = [
         f"memfit {memfit.__version__}; data: {known}.",
-        "### By quantity",
+        "## By quantity",
         summary_table(scores["summary"]),
-        "### Verdicts",
+        "## Verdicts",
         verdict_table(scores["feasibility"]),
-        "### By group",
+        "## By group",
         group_table(scores["summary"]),
-        "### The largest errors",
+        "## The largest errors",
         worst_table(rows),
     ]
     if scores.get("apart"):
-        parts += ["### Looked at, not scored", summary_table(scores["apart"])]
+        parts += ["## Looked at, not scored", summary_table(scores["apart"])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,12 +4,14 @@
 
 Three kinds of places are rewritten, in README and in every page here:
 
-- the text between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` is what function NAME of ``docs/tables.py`` returns;
-- a ``console`` block: each line ``$ memfit ...`` is run in the root of the repository and its output put below. ``$ cat FILE``
-  works too, and ``| head -n N`` shortens;
+- the text between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` is what function NAME of ``docs/tables.py``
+  returns;
+- a ``console`` block: each line ``$ memfit ...`` is run in the root of the repository and its output put below.
+  ``$ cat FILE`` works too, and ``| head -n N`` or ``| cut -c 1-N`` shortens;
 - a ``python`` block is run, the blocks of a page in order; a ``text`` block right after it holds what it printed.
 
-``<!-- not run: REASON -->`` before a block leaves it alone. ``--check`` writes nothing and fails when a page is not current.
+``<!-- not run: REASON -->`` before a block leaves it alone. ``--check`` writes nothing and fails when a page is not
+current.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ _REGION = re.compile(r"(<!-- begin: ([a-z_]+) -->\n).*?(<!-- end: \2 -->)", re.D
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*\Z")
 _HEAD = re.compile(r"\s*\|\s*head -n (\d+)$")
+_CUT = re.compile(r"\s*\|\s*cut -c 1-(\d+)$")
 
 
 def pages() -> list[Path]:
@@ -110,8 +113,9 @@ def run_command(command: str) -> str:
     Raises:
         RuntimeError: not a command that documentation may show, or memfit itself broke.
     """
-    head = _HEAD.search(command)
-    program, *arguments = shlex.split(command[: head.start()] if head else command, comments=True)
+    head, cut = _HEAD.search(command), _CUT.search(command)
+    shortened = head or cut
+    program, *arguments = shlex.split(command[: shortened.start()] if shortened else command, comments=True)
     if program == "cat":
         told = "".join(Path(a).read_text(encoding="utf-8") for a in arguments)
     elif program == "memfit":
@@ -122,16 +126,18 @@ def run_command(command: str) -> str:
     lines = [line.rstrip() for line in told.splitlines()]
     if head and len(lines) > int(head[1]):
         lines = [*lines[: int(head[1])], "..."]
+    if cut:
+        lines = [line[: int(cut[1])] for line in lines]
     return "\n".join(lines)
 
 
 def _memfit(arguments: list[str]) -> str:
     from click.testing import CliRunner
 
-    from memfit.cli import main
+    from memfit.cli.app import app
 
     terminal = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb", "FORCE_COLOR": None}
-    result = CliRunner().invoke(main, arguments, env=terminal, prog_name="memfit")
+    result = CliRunner().invoke(app, arguments, env=terminal, prog_name="memfit")
     if result.exit_code not in (0, 1, 2, 3) or not isinstance(result.exception, SystemExit | None):
         msg = f"`memfit {shlex.join(arguments)}` broke with exit code {result.exit_code}: {result.exception!r}\n"
         raise RuntimeError(msg + result.output)
@@ -169,7 +175,9 @@ def main(arguments: Iterable[str]) -> int:
             continue
         stale += 1
         if check:
-            print(*difflib.unified_diff(old.splitlines(), new.splitlines(), page.name, "current", lineterm=""), sep="\n")
+            print(
+                *difflib.unified_diff(old.splitlines(), new.splitlines(), page.name, "current", lineterm=""), sep="\n"
+            )
         else:
             page.write_text(new, encoding="utf-8")
             print(f"rewrote {page.relative_to(ROOT)}")

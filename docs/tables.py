@@ -101,7 +101,9 @@ def _word(value: Any) -> str:
 
 def model_counts() -> str:
     """How many models and families there are."""
-    return f"{len(catalog.names())} models by name (data of {catalog.version()}), {len(FAMILIES)} values of `model_type`."
+    return (
+        f"{len(catalog.names())} models by name (data of {catalog.version()}), {len(FAMILIES)} values of `model_type`."
+    )
 
 
 def models() -> str:
@@ -116,7 +118,12 @@ def models() -> str:
         by_vendor.setdefault(entry.vendor, []).append(row)
     parts = []
     for vendor in sorted(by_vendor, key=str.lower):
-        parts += [f"## {vendor}", "", table(("name", "parameters", "active", "family", "hub id"), by_vendor[vendor]), ""]
+        parts += [
+            f"## {vendor}",
+            "",
+            table(("name", "parameters", "active", "family", "hub id"), by_vendor[vendor]),
+            "",
+        ]
     return "\n".join(parts)
 
 
@@ -138,7 +145,16 @@ def gpu_table() -> str:
     parts = []
     for (vendor, kind), members in groups.items():
         parts += [f"### {_VENDORS[vendor]}, {kind}", ""]
-        header = ("name", "total [GiB]", "origin", "context [MiB]", "memory [GB/s]", "bf16 [TFLOP/s]", "link [GB/s]", "year")
+        header = (
+            "name",
+            "total [GiB]",
+            "origin",
+            "context [MiB]",
+            "memory [GB/s]",
+            "bf16 [TFLOP/s]",
+            "link [GB/s]",
+            "year",
+        )
         parts += [table(header, map(_gpu, members)), ""]
     return "\n".join(parts)
 
@@ -175,6 +191,20 @@ def price_table() -> str:
     """Dated price snapshot."""
     rows = ((code(p.gpu), p.provider, f"{p.usd_per_hour:.2f}", p.date) for p in prices())
     return table(("card", "provider", "USD an hour", "date"), rows)
+
+
+def coverage_line() -> str:
+    """What is known by name, in one line."""
+    known = f"It knows {len(catalog.names())} models by name and reads {len(FAMILIES)} values of `model_type`"
+    cards = f"it knows {len(gpus())} accelerators and {len(nodes())} machines"
+    return f"{known}; {cards}. Framework profiles: {', '.join(profiles.names())}."
+
+
+def coverage_line_zh() -> str:
+    """The same in Chinese."""
+    known = f"内置 {len(catalog.names())} 个模型，可读取 {len(FAMILIES)} 种 `model_type`"
+    cards = f"内置 {len(gpus())} 款加速卡和 {len(nodes())} 种机型"
+    return f"{known}；{cards}。框架 profile：{'、'.join(profiles.names())}。"
 
 
 # ---- profiles --------------------------------------------------------------------------------------------------------
@@ -293,4 +323,6 @@ def provenances() -> str:
 
 if __name__ == "__main__":
     print(job_fields(), model_counts(), models(), families(), gpu_counts(), gpu_table(), node_table(), price_table())
-    print(profile_list(), schemes(), shardings(), losses(), optimizer_table(), dtype_table(), components(), provenances())
+    print(
+        profile_list(), schemes(), shardings(), losses(), optimizer_table(), dtype_table(), components(), provenances()
+    )

@@ -25,7 +25,7 @@ SETTINGS = st.sampled_from([
     "roundup_power2_divisions:[2:4,64:8,>:2],expandable_segments:True",
     "large_segment_size_mb:40",
 ])  # fmt: skip
-RELEASES = st.sampled_from([(2, 1), (2, 4), (2, 9), (2, 11), (2, 13), (2, 15)])
+RELEASES = st.sampled_from([(2, 1), (2, 4), (2, 9), (2, 11), (2, 12), (2, 13), (2, 15)])
 
 
 @st.composite

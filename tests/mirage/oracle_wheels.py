@@ -20,7 +20,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-RELEASES = ("2.1.2", "2.4.1", "2.6.0", "2.9.1", "2.11.0", "2.13.0", "2.15.0")
+RELEASES = ("2.1.2", "2.4.1", "2.6.0", "2.9.1", "2.11.0", "2.12.1", "2.13.0", "2.15.0")
 PUBLIC_INDEX = "https://pypi.org/simple"
 WANTED = re.compile(
     r"torch/lib/libc10(_cuda)?\.so|torch/include/c10/.*|torch/include/torch/headeronly/.*"

@@ -22,17 +22,21 @@ class ExpandableSegment:
 
 
 class Block:
-    """A piece of a segment; ``prev`` and ``next`` are its neighbours in the same segment."""
+    """A piece of a segment; ``prev`` and ``next`` are its neighbours in the same segment.
+
+    ``key`` orders free blocks of one size: the address, in torch 2.12 the number of the block.
+    """
 
     __slots__ = (
-        "address", "age_base", "capture_uses", "events", "frames", "next", "pool", "prev", "requested", "segment",
-        "size", "state", "stream", "uses",
+        "address", "age_base", "capture_uses", "events", "frames", "key", "next", "pool", "prev", "requested",
+        "segment", "size", "state", "stream", "uses",
     )  # fmt: skip
 
     def __init__(self, stream: int, size: int, address: int, pool: Pool, segment: ExpandableSegment | None) -> None:
         self.stream = stream
         self.size = size
         self.address = address
+        self.key = address
         self.pool = pool
         self.segment = segment
         self.prev: Block | None = None
@@ -67,7 +71,7 @@ class Block:
 
 
 class Pool:
-    """Free blocks by stream, ordered by size, then address; a block never serves another stream."""
+    """Free blocks by stream, ordered by size, then key; a block never serves another stream."""
 
     __slots__ = ("free", "owner", "searches", "small", "unmapped")
 
@@ -81,12 +85,12 @@ class Pool:
     def add(self, block: Block) -> None:
         """Put a free block into the cache."""
         block.age_base = self.searches
-        insort(self.free.setdefault(block.stream, []), (block.size, block.address, block))
+        insort(self.free.setdefault(block.stream, []), (block.size, block.key, block))
 
     def remove(self, block: Block) -> None:
         """Take a free block out of the cache."""
         entries = self.free[block.stream]
-        del entries[bisect_left(entries, (block.size, block.address))]
+        del entries[bisect_left(entries, (block.size, block.key))]
 
     def add_unmapped(self, block: Block) -> None:
         """Remember an address range without memory."""
@@ -98,7 +102,7 @@ class Pool:
         del entries[bisect_left(entries, (block.address,))]
 
     def blocks(self) -> Iterator[Block]:
-        """The free blocks in the order of PyTorch's set: stream, size, address; safe against changes."""
+        """The free blocks in the order of PyTorch's set: stream, size, key; safe against changes."""
         for stream in sorted(self.free):
             for entry in list(self.free[stream]):
                 yield entry[2]

@@ -21,9 +21,9 @@ SLOTS = 1 << 20
 class Device:
     """Accounts of one GPU's memory.
 
-    Up to torch 2.12 addresses break ties between free blocks of one size, so their order is part of a simulation's
+    Up to torch 2.11 addresses break ties between free blocks of one size, so their order is part of a simulation's
     input: "ascending" (each new segment lies above all before), "descending", or a positive seed that scatters
-    segments. From 2.13 on the older segment wins wherever it lies (``by_age``): then the allocator works on ascending
+    segments. From 2.12 on age decides, wherever a block lies (``by_age``): then the allocator works on ascending
     numbers, and `address` translates them. Address ranges given back are not handed out again.
 
     Args:

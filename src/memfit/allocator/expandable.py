@@ -50,15 +50,16 @@ def unmap(allocator: CachingAllocator, block: Block) -> None:
     start, size = segment.base + first * page, (last - first) * page
     before, after = start - block.address, block.address + block.size - start - size
     if before:
-        head = Block(block.stream, before, block.address, pool, segment)
+        head = allocator.number(Block(block.stream, before, block.address, pool, segment))
         head.insert_before(block)
         pool.add(head)
     if after:
-        tail = Block(block.stream, after, start + size, pool, segment)
+        tail = allocator.number(Block(block.stream, after, start + size, pool, segment))
         tail.insert_after(block)
         pool.add(tail)
     block.address, block.size, block.state = start, size, UNMAPPED
     _merge_unmapped(block, pool)
+    allocator.moved(block)
     pool.add_unmapped(block)
     for _ in range(last - first):
         allocator.device.give(page)
@@ -71,6 +72,12 @@ def unmap(allocator: CachingAllocator, block: Block) -> None:
             pool.owner.segments -= 1
 
 
+def room(block: Block) -> int:
+    """Bytes of a free block and of the unmapped range right behind it."""
+    after = block.next
+    return block.size + (after.size if after is not None and after.state == UNMAPPED else 0)
+
+
 def _find_room(allocator: CachingAllocator, pool: Pool, size: int, stream: int) -> Block | None:
     """The lowest run of free and unmapped blocks with at least ``size`` bytes that contains unmapped ones."""
     entries = pool.unmapped.get(stream, [])
@@ -80,11 +87,11 @@ def _find_room(allocator: CachingAllocator, pool: Pool, size: int, stream: int) 
         start = block
         if block.prev is not None and block.prev.state == FREE:
             start = block.prev
-        room, walker = 0, start
-        while room < size and walker is not None and walker.state in (FREE, UNMAPPED):
-            room += walker.size
+        found, walker = 0, start
+        while found < size and walker is not None and walker.state in (FREE, UNMAPPED):
+            found += walker.size
             walker = walker.next  # type: ignore[assignment]
-        if room >= size:
+        if found >= size:
             return start
     return None
 
@@ -101,7 +108,7 @@ def range_size(allocator: CachingAllocator) -> int:
 
 
 def _new_range(allocator: CachingAllocator, pool: Pool, stream: int, segment: ExpandableSegment) -> Block:
-    block = Block(stream, segment.size, segment.base, pool, segment)
+    block = allocator.number(Block(stream, segment.size, segment.base, pool, segment))
     block.state = UNMAPPED
     pool.add_unmapped(block)
     if pool.owner is not None:
@@ -125,7 +132,7 @@ def _map(allocator: CachingAllocator, block: Block, size: int) -> bool:
     mapped = pages * page
     pool.remove_unmapped(block)
     if mapped < block.size:
-        rest = Block(block.stream, block.size - mapped, block.address + mapped, pool, segment)
+        rest = allocator.number(Block(block.stream, block.size - mapped, block.address + mapped, pool, segment))
         rest.state = UNMAPPED
         rest.insert_after(block)
         pool.add_unmapped(rest)
@@ -136,6 +143,7 @@ def _map(allocator: CachingAllocator, block: Block, size: int) -> bool:
         if other is not None and other.state == FREE:
             pool.remove(other)
             _absorb(block, other)
+    allocator.moved(block)
     pool.add(block)
     allocator.add_reserved(pool, mapped)
     return True

@@ -7,9 +7,15 @@ character by character.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from memfit.allocator.config import segment_size
+from memfit.allocator.expandable import range_size
 from memfit.allocator.releases import LATEST, Release
 from memfit.units import GIB, KIB, MIB
+
+if TYPE_CHECKING:
+    from memfit.allocator.simulator import CachingAllocator
 
 _ADVICE = (
     " If reserved but unallocated memory is large try setting {setting} to avoid fragmentation."
@@ -67,6 +73,24 @@ class SimulatedOutOfMemoryError(Exception):
     def __init__(self, text: str, facts: OomFacts) -> None:
         super().__init__(text)
         self.facts = facts
+
+
+def gather_facts(allocator: CachingAllocator, size: int) -> OomFacts:
+    """The figures at the moment at which ``size`` rounded bytes cannot be served."""
+    config, device = allocator.config, allocator.device
+    reserve = range_size(allocator) if config.expandable_segments else size
+    return OomFacts(
+        segment=segment_size(size, config.large_segment_size),
+        total=device.total,
+        free=device.free,
+        in_use=device.used + device.others,
+        allowed=allocator.allowed,
+        allocated=allocator.allocated,
+        private=sum(p.small.free_bytes() + p.large.free_bytes() for p in allocator.private.values()),
+        reserved=allocator.reserved,
+        expandable=config.expandable_segments,
+        exceeded_reserve=reserve if reserve < size else None,
+    )
 
 
 def oom_text(facts: OomFacts, release: Release = LATEST) -> str:

@@ -66,7 +66,7 @@ def reserved_interval(
 ) -> tuple[int, int]:
     """Lowest and highest reserved peak over what a trace cannot know.
 
-    That is how long other streams use a block after its free (where events say so), and, up to torch 2.12 without
+    That is how long other streams use a block after its free (where events say so), and, up to torch 2.11 without
     expandable segments, the order of the driver's addresses. Where neither matters, both ends are the same.
 
     Args:

@@ -17,10 +17,9 @@ EXPANDABLE_PRIVATE: Release = (2, 5)
 """From here on private pools, too, use expandable segments when these are on."""
 USES_END_WITH_CAPTURE: Release = (2, 4)
 """From here on a use recorded inside a capture is over when the capture has ended."""
-OLDEST_FIRST: Release = (2, 13)
-"""From here on the older segment wins among free blocks of one size; before, the lower address.
-
-(2.12 prefers blocks that were once split off, then older segments; it is simulated like 2.11.)
+OLDEST_FIRST: Release = (2, 12)
+"""From here on age decides among free blocks of one size: in 2.12 the block that was created first wins, later the one
+in the oldest segment; before, the lower address.
 """
 CAPTURE_ONLY: Release = (2, 13)
 """From here on only a graph capture holds back events and cache releases; before, every use of a private pool."""

@@ -126,7 +126,7 @@ def replay(
         capacity: bytes of the device; None is no limit.
         others: bytes in use outside of the allocator (context, other processes).
         release: (major, minor) of torch.
-        order: of driver addresses, see `Device`; without influence from torch 2.13 on.
+        order: of driver addresses, see `Device`; without influence from torch 2.12 on.
         lag: of uses on other streams, see `CachingAllocator`.
         history: keep every action for the snapshot.
         stats: count all of ``torch.cuda.memory_stats`` (``result.allocator.stats.to_dict()``).

@@ -11,10 +11,10 @@ from bisect import bisect_left, insort
 from typing import Any
 
 from memfit.allocator import expandable, reclaim
-from memfit.allocator.blocks import ALLOCATED, FREE, PENDING, UNMAPPED, Block, Pool, PrivatePool
+from memfit.allocator.blocks import ALLOCATED, FREE, PENDING, Block, Pool, PrivatePool
 from memfit.allocator.config import MIN_BLOCK, SMALL_LIMIT, AllocatorConfig, make_rounding, segment_size
 from memfit.allocator.device import Device
-from memfit.allocator.oom import OomFacts, SimulatedOutOfMemoryError, oom_text, rejection_text
+from memfit.allocator.oom import SimulatedOutOfMemoryError, gather_facts, oom_text, rejection_text
 from memfit.allocator.releases import (
     CAPTURE_ONLY,
     EXPANDABLE_PRIVATE,
@@ -78,6 +78,8 @@ class CachingAllocator:
         self.pending = PendingUses(lag, self._complete)
         self._round = make_rounding(config) if any(d > 1 for d in config.roundup_power2_divisions) else None
         self._expandable = config.expandable_segments
+        self._by_creation = release == (2, 12)
+        self._numbered = 0
         self._plain = not self._expandable and self.max_split == NEVER and not self.collecting
         self._routes: dict[int, int | None] = {}
         self._captures: set[int] = set()
@@ -126,9 +128,13 @@ class CachingAllocator:
             block.next = rest
             rest.prev = block
             rest.address += size
+            if self._by_creation:
+                self.number(block)
+            else:
+                rest.key = rest.address
             rest.size = left
             rest.age_base = pool.searches
-            insort(pool.free.setdefault(stream, []), (left, rest.address, rest))
+            insort(pool.free.setdefault(stream, []), (left, rest.key, rest))
             if self.stats is not None and segment is None:
                 if before is not None or rest.next is not None:
                     self.stats.split(pool.small, 0, -size)
@@ -242,23 +248,6 @@ class CachingAllocator:
         """All pools: the two common ones, then the private ones."""
         return [self.large, self.small, *(pool for p in self.private.values() for pool in (p.large, p.small))]
 
-    def oom_facts(self, size: int) -> OomFacts:
-        """The figures of an out-of-memory text for ``size`` rounded bytes."""
-        reserve = expandable.range_size(self) if self._expandable else None
-        private = sum(p.small.free_bytes() + p.large.free_bytes() for p in self.private.values())
-        return OomFacts(
-            segment=segment_size(size, self.config.large_segment_size),
-            total=self.device.total,
-            free=self.device.free,
-            in_use=self.device.used + self.device.others,
-            allowed=self.allowed,
-            allocated=self.allocated,
-            private=private,
-            reserved=self.reserved,
-            expandable=self._expandable,
-            exceeded_reserve=reserve if reserve is not None and reserve < size else None,
-        )
-
     def log(self, action: str, address: int, size: int, block: Block) -> None:
         """Add one action to the history."""
         if self.history is not None:
@@ -288,12 +277,12 @@ class CachingAllocator:
         block = entries[index][2]
         if self._expandable:
             # an expandable block counts with the room it can grow into: a larger one with less room comes first
-            room = _room(block)
+            room = expandable.room(block)
             while block.segment is not None and index + 1 < len(entries):
                 following = entries[index + 1][2]
-                if _room(following) >= room:
+                if expandable.room(following) >= room:
                     break
-                index, block, room = index + 1, following, _room(following)
+                index, block, room = index + 1, following, expandable.room(following)
         if size < self.max_split:
             if block.size >= self.max_split:
                 return None
@@ -316,7 +305,7 @@ class CachingAllocator:
             block = self._new_block(pool, size, stream, requested)
         if block is None:
             self.num_ooms += 1
-            facts = self.oom_facts(size)
+            facts = gather_facts(self, size)
             if self.history is not None:
                 self.history.append(("oom", facts.free, facts.segment, stream, 0, None))
             raise SimulatedOutOfMemoryError(oom_text(facts, self.release), facts)
@@ -327,13 +316,13 @@ class CachingAllocator:
         if self.allowed is not None and self.reserved + wanted > self.allowed:
             return None
         if self.config.throw_on_cudamalloc_oom and self.reserved + wanted > self.device.total:
-            facts = self.oom_facts(size)
+            facts = gather_facts(self, size)
             raise SimulatedOutOfMemoryError(rejection_text(requested), facts)
         if self._expandable and (pool.owner is None or self.release >= EXPANDABLE_PRIVATE):
             return expandable.grow(self, pool, size, stream)
         if not self.device.take(wanted):
             return None
-        block = Block(stream, wanted, self.device.reserve(wanted), pool, None)
+        block = self.number(Block(stream, wanted, self.device.reserve(wanted), pool, None))
         self.add_reserved(pool, wanted)
         self.num_segments += 1
         self.num_segments_peak = max(self.num_segments_peak, self.num_segments)
@@ -343,6 +332,18 @@ class CachingAllocator:
             pool.owner.segments += 1
         self.log("segment_alloc", block.address, wanted, block)
         return block
+
+    def number(self, block: Block) -> Block:
+        """Give a new block its key in torch 2.12; in all other releases a block's key is its address."""
+        if self._by_creation:
+            self._numbered += 1
+            block.key = self._numbered
+        return block
+
+    def moved(self, block: Block) -> None:
+        """A block begins at another address."""
+        if not self._by_creation:
+            block.key = block.address
 
     def add_reserved(self, pool: Pool, size: int) -> None:
         """Count memory taken from (size > 0) or given back to the device."""
@@ -368,7 +369,7 @@ class CachingAllocator:
         merged = 0
         other = block.prev
         if other is not None and other.state == FREE:
-            del entries[bisect_left(entries, (other.size, other.address))]
+            del entries[bisect_left(entries, (other.size, other.key))]
             merged = 1
             size += other.size
             block.address = other.address
@@ -377,25 +378,21 @@ class CachingAllocator:
                 before.next = block
         other = block.next
         if other is not None and other.state == FREE:
-            del entries[bisect_left(entries, (other.size, other.address))]
+            del entries[bisect_left(entries, (other.size, other.key))]
             merged += 1
             size += other.size
             after = block.next = other.next
             if after is not None:
                 after.prev = block
+        if not self._by_creation:
+            block.key = block.address
         block.size = size
         block.state = FREE
         block.frames = None
         block.age_base = pool.searches
-        insort(entries, (size, block.address, block))
+        insort(entries, (size, block.key, block))
         if self.stats is not None:
             if block.segment is None:
                 kept = 1 if block.is_split() else 0
                 self.stats.split(pool.small, kept - merged, kept * size - (size - original))
             self.stats.free_completed(pool.small, original, block.requested)
-
-
-def _room(block: Block) -> int:
-    """Bytes of a free block and of the unmapped range right behind it."""
-    after = block.next
-    return block.size + (after.size if after is not None and after.state == UNMAPPED else 0)

@@ -18,44 +18,39 @@ Int = Any
 """An ``int`` or an int64 array of jobs."""
 
 
-def is_array(value: Int) -> bool:
-    """Whether ``value`` holds many jobs."""
-    return not isinstance(value, (int, float, bool))
-
-
-def maximum(*values: Int) -> Int:
+def maximum(first: Int, *others: Int) -> Int:
     """Element-wise maximum."""
-    best = values[0]
-    for value in values[1:]:
-        if is_array(best) or is_array(value):
+    for other in others:
+        if type(first) is int and type(other) is int:
+            if other > first:
+                first = other
+        else:
             import numpy as np
 
-            best = np.maximum(best, value)
-        elif value > best:
-            best = value
-    return best
+            first = np.maximum(first, other)
+    return first
 
 
-def minimum(*values: Int) -> Int:
+def minimum(first: Int, *others: Int) -> Int:
     """Element-wise minimum."""
-    best = values[0]
-    for value in values[1:]:
-        if is_array(best) or is_array(value):
+    for other in others:
+        if type(first) is int and type(other) is int:
+            if other < first:
+                first = other
+        else:
             import numpy as np
 
-            best = np.minimum(best, value)
-        elif value < best:
-            best = value
-    return best
+            first = np.minimum(first, other)
+    return first
 
 
 def where(condition: Int, yes: Int, no: Int) -> Int:
     """Element-wise choice."""
-    if is_array(condition):
-        import numpy as np
+    if condition is True or condition is False:
+        return yes if condition else no
+    import numpy as np
 
-        return np.where(condition, yes, no)
-    return yes if condition else no
+    return np.where(condition, yes, no)
 
 
 def cdiv(value: Int, by: Int) -> Int:

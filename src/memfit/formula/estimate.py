@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +12,15 @@ from memfit._version import __version__
 from memfit.errors import MemfitError
 from memfit.formula import profile as profiles
 from memfit.formula.alternatives import alternatives_of, changes_of
+from memfit.formula.inference import ENTRIES as SERVING_ENTRIES
 from memfit.formula.inference import Serving, serving
+from memfit.formula.reading import Outside, Reading
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.slack import bands
-from memfit.formula.step import ENTRIES
 from memfit.formula.training import StagePeak, dims_of, peaks, runtime_bytes, setup_of
 from memfit.job import Job, from_kwargs, load, parse
-from memfit.ledger import Band, Entry, Ledger
+from memfit.ledger import Band, Ledger
+from memfit.models import Architecture
 
 SCHEMA_VERSION = 1
 
@@ -56,21 +58,18 @@ class Estimate:
     All figures are bytes on the fullest rank unless a stage is named.
 
     Attributes:
-        job: the completed job.
         resolved: the job with model and card looked up.
-        stages: ledgers of all pipeline stages at their own fullest moment (one for serving).
-        fullest: index into ``stages``.
-        bands: per kind of reading (``allocated``, ``reserved``, ``device``) the range that holds nine runs in ten.
-        host_bytes: pinned host memory that offloading needs, per rank.
+        readings: all pipeline stages at their own fullest moment (one for serving).
+        fullest: index into ``readings``.
+        sharded: data parallelism shards weights.
         serving: the parts of a serving job, None for training.
+        phases: candidate moments of the fullest stage's step: (phase, what, entry -> bytes).
     """
 
     resolved: Resolved
-    stages: tuple[Ledger, ...]
-    stage_phases: tuple[str, ...]
+    readings: tuple[Reading, ...]
     fullest: int
-    bands: Mapping[str, Band]
-    host_bytes: int = 0
+    sharded: bool = False
     serving: Serving | None = None
     warnings: tuple[str, ...] = ()
     phases: tuple[tuple[str, str, Mapping[str, int]], ...] = field(default=(), repr=False)
@@ -81,24 +80,49 @@ class Estimate:
         return self.resolved.completed.job
 
     @property
+    def reading(self) -> Reading:
+        """The fullest stage."""
+        return self.readings[self.fullest]
+
+    @cached_property
+    def stages(self) -> tuple[Ledger, ...]:
+        """Ledgers of all stages."""
+        return tuple(r.ledger(self.capacity_bytes) for r in self.readings)
+
+    @property
+    def stage_phases(self) -> tuple[str, ...]:
+        """The phase in which each stage peaks."""
+        return tuple(r.phase for r in self.readings)
+
+    @property
     def ledger(self) -> Ledger:
         """The ledger of the fullest rank."""
         return self.stages[self.fullest]
 
+    @cached_property
+    def bands(self) -> dict[str, Band]:
+        """Per kind of reading (``allocated``, ``reserved``, ``device``, ``need``) the range that holds nine runs in ten."""
+        return bands(self.reading.peak_bytes(), self.reading.outside.total, sharded=self.sharded)
+
     @property
     def allocated_bytes(self) -> int:
         """Peak of what the caching allocator hands out."""
-        return self.ledger.allocated_bytes
+        return self.reading.allocated
 
     @property
     def reserved_bytes(self) -> int:
         """Peak of what the caching allocator holds."""
-        return self.ledger.reserved_bytes
+        return self.reading.reserved
 
     @property
     def device_bytes(self) -> int:
         """What the card shows as used: reserved, runtime, other processes."""
-        return self.ledger.device_bytes
+        return self.reading.device
+
+    @property
+    def host_bytes(self) -> int:
+        """Pinned host memory that offloading needs, per rank."""
+        return self.reading.host
 
     @property
     def capacity_bytes(self) -> int | None:
@@ -113,11 +137,7 @@ class Estimate:
     @property
     def verdict(self) -> Verdict:
         """Whether it fits."""
-        if self.p_oom is None:
-            return "unknown"
-        if self.p_oom <= TIGHT:
-            return "fits"
-        return "tight" if self.p_oom <= 0.5 else "does not fit"
+        return verdict_of(self.p_oom)
 
     @property
     def fits(self) -> bool | None:
@@ -127,7 +147,7 @@ class Estimate:
     @property
     def peak_phase(self) -> str:
         """The phase of the step in which the peak stands."""
-        return self.stage_phases[self.fullest]
+        return self.reading.phase
 
     @cached_property
     def assumptions(self) -> tuple[Assumption, ...]:
@@ -164,52 +184,30 @@ class Estimate:
         except MemfitError:
             return None
 
-    def to_dict(self, job_id: str | None = None) -> dict[str, Any]:
-        """The result document (see docs/schema.md), JSON-ready."""
-        ledger = self.ledger
-        out: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "id": job_id,
-            "verdict": self.verdict,
-            "p_oom": self.p_oom,
-            "capacity_bytes": self.capacity_bytes,
-            "peak_bytes": {
-                "allocated": ledger.allocated_bytes,
-                "reserved": ledger.reserved_bytes,
-                "device": ledger.device_bytes,
-            },
-            "band_bytes": {k: v.to_list() for k, v in self.bands.items() if k != "need"},
-            "peak_phase": self.peak_phase,
-            "components": _components(ledger),
-            "stages": [
-                {
-                    "stage": index,
-                    "label": stage.label,
-                    "peak_phase": phase,
-                    "peak_bytes": {
-                        "allocated": stage.allocated_bytes,
-                        "reserved": stage.reserved_bytes,
-                        "device": stage.device_bytes,
-                    },
-                    "components": _components(stage),
-                }
-                for index, (stage, phase) in enumerate(zip(self.stages, self.stage_phases, strict=True))
-            ],
-            "fullest_stage": self.fullest,
-            "host_bytes": self.host_bytes,
-            "assumptions": [
+    def to_dict(self, job_id: str | None = None, *, full: bool = True) -> dict[str, Any]:
+        """The result document (see docs/schema.md), JSON-ready.
+
+        Args:
+            job_id: copied into ``id``.
+            full: compute what each assumption is worth and the changes that save most (a few further estimates);
+                without it ``assumptions`` and ``changes`` are empty.
+        """
+        out = document(
+            self.resolved,
+            self.readings,
+            self.fullest,
+            sharded=self.sharded,
+            warnings=self.warnings,
+            job_id=job_id,
+        )
+        if full:
+            out["assumptions"] = [
                 {"field": a.field, "value": a.value, "alternative": a.alternative, "delta_bytes": a.delta_bytes}
                 for a in self.assumptions
-            ],
-            "changes": [{"what": c.what, "fields": dict(c.fields), "delta_bytes": c.delta_bytes} for c in self.changes],
-            "warnings": list(self.warnings),
-            "model": {
-                "source": self.resolved.arch_origin,
-                "params": self.resolved.arch.num_params,
-                "active_params": self.resolved.arch.active_params,
-            },
-            "versions": versions(),
-        }
+            ]
+            out["changes"] = [
+                {"what": c.what, "fields": dict(c.fields), "delta_bytes": c.delta_bytes} for c in self.changes
+            ]
         if self.serving is not None:
             s = self.serving
             out["serving"] = {
@@ -228,15 +226,76 @@ class Estimate:
         return estimate_html(self)
 
 
-_TASK = frozenset({"method", "seq_len", "global_batch", "lora", "context", "concurrency", "batch_tokens", "prompt", "output"})
+_TASK = frozenset(
+    {"method", "seq_len", "global_batch", "lora", "context", "concurrency", "batch_tokens", "prompt", "output"}
+)
 
 
-def _components(ledger: Ledger) -> list[dict[str, Any]]:
-    return [
-        {"name": e.component, "what": e.name, "bytes": e.bytes, "provenance": e.provenance} for e in ledger.entries
+def verdict_of(p_oom: float | None) -> Verdict:
+    """The verdict that a probability of running out of memory stands for."""
+    if p_oom is None:
+        return "unknown"
+    if p_oom <= TIGHT:
+        return "fits"
+    return "tight" if p_oom <= 0.5 else "does not fit"
+
+
+def document(
+    resolved: Resolved,
+    readings: Sequence[Reading],
+    fullest: int,
+    *,
+    sharded: bool,
+    warnings: Sequence[str],
+    job_id: str | None,
+) -> dict[str, Any]:
+    """The result document of one job without assumptions and changes."""
+    reading = readings[fullest]
+    peak = reading.peak_bytes()
+    ranges = bands(peak, reading.outside.total, sharded=sharded)
+    p_oom = None if resolved.capacity_bytes is None else ranges["need"].p_above(resolved.capacity_bytes)
+    stages = [
+        {
+            "stage": index,
+            "label": r.label,
+            "peak_phase": r.phase,
+            "peak_bytes": r.peak_bytes(),
+            "components": r.components(),
+        }
+        for index, r in enumerate(readings)
     ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": job_id,
+        "verdict": verdict_of(p_oom),
+        "p_oom": p_oom,
+        "capacity_bytes": resolved.capacity_bytes,
+        "peak_bytes": peak,
+        "band_bytes": {kind: ranges[kind].to_list() for kind in ("allocated", "reserved", "device")},
+        "peak_phase": reading.phase,
+        "components": stages[fullest]["components"],
+        "stages": stages,
+        "fullest_stage": fullest,
+        "host_bytes": reading.host,
+        "assumptions": [],
+        "changes": [],
+        "warnings": list(warnings),
+        "model": {
+            "source": resolved.arch_origin,
+            "params": params_of(resolved.arch)[0],
+            "active_params": params_of(resolved.arch)[1],
+        },
+        "versions": versions(),
+    }
 
 
+@lru_cache(maxsize=1024)
+def params_of(arch: Architecture) -> tuple[int, int]:
+    """(all parameters, parameters that one token uses)."""
+    return arch.num_params, arch.active_params
+
+
+@cache
 def versions() -> dict[str, str]:
     """Versions of the code and of every data file behind a result."""
     from memfit.hardware import data_version as hardware_version
@@ -274,74 +333,61 @@ def estimate(job: Job | Mapping[str, Any] | str | Path | None = None, **fields: 
     return _serve(resolved) if resolved.values["kind"] == "serve" else _train(resolved)
 
 
-def _runtime(context: int, nccl: int, others: int) -> list[Entry]:
-    return [
-        Entry(component="runtime", name="CUDA context", bytes=context, provenance="assumed"),
-        Entry(component="runtime", name="NCCL", bytes=nccl, provenance="assumed"),
-        Entry(component="others", name="other processes", bytes=others, provenance="assumed"),
-    ]
+def train_readings(found: Sequence[StagePeak], outside: Outside) -> tuple[tuple[Reading, ...], int]:
+    """(readings of all stages, index of the fullest)."""
+    several = len(found) > 1
+    readings = tuple(
+        Reading(
+            f"pipeline stage {p.stage.index}" if several else "every rank",
+            p.peak.phase,
+            p.peak.what,
+            p.peak.parts,
+            p.slack,
+            outside,
+            p.host,
+        )
+        for p in found
+    )
+    return readings, max(range(len(readings)), key=lambda i: readings[i].reserved)
+
+
+def warnings_of(resolved: Resolved) -> tuple[str, ...]:
+    """What the user should know of the job and the model."""
+    return (*resolved.completed.warnings, *resolved.arch.unknowns)
 
 
 def _train(resolved: Resolved) -> Estimate:
     setup, d = setup_of(resolved), dims_of(resolved)
     found = peaks(setup, d, every=True)
-    context, nccl = runtime_bytes(resolved, d)
-    tail = _runtime(context, nccl, resolved.others_bytes)
-    ledgers = tuple(_ledger(p, tail, resolved, len(found)) for p in found)
-    fullest = max(range(len(ledgers)), key=lambda i: ledgers[i].device_bytes)
-    ledger = ledgers[fullest]
+    readings, fullest = train_readings(found, Outside(*runtime_bytes(resolved, d), resolved.others_bytes))
     return Estimate(
         resolved=resolved,
-        stages=ledgers,
-        stage_phases=tuple(p.peak.phase for p in found),
+        readings=readings,
         fullest=fullest,
-        bands=bands(ledger, sharded=setup.choices.zero >= 3),
-        host_bytes=found[fullest].host,
-        warnings=(*resolved.completed.warnings, *resolved.arch.unknowns),
+        sharded=setup.choices.zero >= 3,
+        warnings=warnings_of(resolved),
         phases=tuple((m.phase, m.what, m.parts) for m in found[fullest].moments),
     )
 
 
-def _ledger(p: StagePeak, tail: list[Entry], resolved: Resolved, count: int) -> Ledger:
-    entries = [
-        Entry(
-            component=component,
-            name=name,
-            bytes=p.peak.parts[key],
-            provenance="exact" if key == "weights" else "formula",
-        )
-        for key, (component, name) in ENTRIES.items()
-    ]
-    entries.append(Entry(component="slack", name="allocator slack", bytes=p.slack, provenance="calibrated"))
-    label = f"pipeline stage {p.stage.index}" if count > 1 else "every rank"
-    return Ledger.of([*entries, *tail], label=label, moment=p.peak.what, capacity_bytes=resolved.capacity_bytes)
-
-
 def _serve(resolved: Resolved) -> Estimate:
     s = serving(resolved)
-    d = dims_of(resolved)
-    context, nccl = runtime_bytes(resolved, d)
-    running = [
-        Entry(component="activations", name="running block", bytes=s.activation if s.activation >= s.logits else 0),
-        Entry(component="logits", name="logits", bytes=s.logits if s.logits > s.activation else 0),
-    ]
-    entries = [
-        Entry(component="parameters", name="weights", bytes=s.weights, provenance="exact"),
-        Entry(component="kv_cache", name="keys and values", bytes=s.kv, provenance="exact"),
-        Entry(component="state", name="recurrent state", bytes=s.state, provenance="exact"),
-        *running,
-        Entry(component="workspace", name="position tables", bytes=s.tables),
-        Entry(component="workspace", name="cuBLAS workspace", bytes=s.workspace),
-        Entry(component="slack", name="allocator slack", bytes=(s.activation + s.logits) * 8 // 100, provenance="calibrated"),
-        *_runtime(context, nccl, resolved.others_bytes),
-    ]
-    ledger = Ledger.of(entries, label="every rank", moment="prefill of the prompts", capacity_bytes=resolved.capacity_bytes)
+    parts = {
+        "weights": s.weights,
+        "kv": s.kv,
+        "state": s.state,
+        "block": s.activation if s.activation >= s.logits else 0,
+        "logits": s.logits if s.logits > s.activation else 0,
+        "tables": s.tables,
+        "cublas": s.workspace,
+    }
+    outside = Outside(*runtime_bytes(resolved, dims_of(resolved)), resolved.others_bytes)
+    slack = (s.activation + s.logits) * 8 // 100
+    reading = Reading("every rank", "prefill", "prefill of the prompts", parts, slack, outside, 0, SERVING_ENTRIES)
     return Estimate(
         resolved=resolved,
-        stages=(ledger,),
-        stage_phases=("prefill",),
+        readings=(reading,),
         fullest=0,
-        bands=bands(ledger, sharded=False),
         serving=s,
-        warnings=(*resolved.completed.warnings, *resolved.arch.unknowns, *s.warnings),
+        warnings=(*warnings_of(resolved), *s.warnings),
     )

@@ -16,9 +16,21 @@ from memfit.formula.dims import Dims, block_atoms, cdiv, highest
 from memfit.formula.resolve import Resolved
 from memfit.formula.style import Style
 from memfit.formula.weights import Training, held, local, num_kv
+from memfit.ledger import Component
 from memfit.models.architecture import Architecture, Stack, Tensor
 from memfit.models.cache import kv_elements_per_token, state_elements
 from memfit.units import MIB
+
+ENTRIES: dict[str, tuple[Component, str]] = {
+    "weights": ("parameters", "weights"),
+    "kv": ("kv_cache", "keys and values"),
+    "state": ("state", "recurrent state"),
+    "block": ("activations", "running block"),
+    "logits": ("logits", "logits"),
+    "tables": ("workspace", "position tables"),
+    "cublas": ("workspace", "cuBLAS workspace"),
+}
+"""Entry -> (component, what it is), in the order a ledger shows them."""
 
 _KV_BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "fp8": 8, "int8": 8, "q8_0": 8.5, "q4_0": 4.5, "nvfp4": 4.5}
 """Bits per cached element; GGUF blocks carry a 16-bit scale per 32 elements."""

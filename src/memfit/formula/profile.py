@@ -88,6 +88,7 @@ class Profile:
     schemes: Mapping[str, str] = field(hash=False)
     sharded: Mapping[str, str] = field(hash=False)
     loss: Mapping[str, str] = field(hash=False)
+    loss_tp: Mapping[str, str] = field(hash=False)
     defaults: Mapping[str, Any] = field(hash=False)
 
 
@@ -148,7 +149,7 @@ def _raw(name: str) -> dict[str, Any]:
         return row
     base = _raw(parent)
     merged = {**base, **row}
-    for key in ("schemes", "sharded", "loss", "defaults"):
+    for key in ("schemes", "sharded", "loss", "loss_tp", "defaults"):
         merged[key] = {**base.get(key, {}), **row.get(key, {})}
     return merged
 
@@ -168,7 +169,7 @@ def profile(name: str) -> Profile:
     if name not in _profiles()["profile"]:
         raise UnknownNameError("training framework", name, names())
     row = _raw(name)
-    parts = {key: row.get(key, {}) for key in ("schemes", "sharded", "loss", "defaults")}
+    parts = {key: row.get(key, {}) for key in ("schemes", "sharded", "loss", "loss_tp", "defaults")}
     return Profile(name=name, **{k: v for k, v in row.items() if k not in parts}, **parts)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cache, lru_cache
+from operator import attrgetter
 from typing import Any
 
 from memfit.errors import JobError, UnknownNameError
 from memfit.formula import profile as profiles
 from memfit.hardware import Gpu, lookup_gpu
-from memfit.job import Completed, Job, complete
+from memfit.job import Completed, Hardware, Job, Strategy, Task, complete
 from memfit.models import Architecture
 from memfit.models import resolve as resolve_model
 from memfit.units import GIB
@@ -40,19 +41,36 @@ class Resolved:
     stated: Job
 
 
+_NAMES = tuple(f.name for section in (Task, Strategy, Hardware) for f in fields(section))
+_TASK, _STRATEGY, _HARDWARE = (attrgetter(*(f.name for f in fields(section))) for section in (Task, Strategy, Hardware))
+
+
+def _by_name(name: str, family: str | None) -> tuple[Architecture, str]:
+    found = _catalog(name, family)
+    return found if found is not None else resolve_model(name, as_family=family)
+
+
+@lru_cache(maxsize=1024)
+def _catalog(name: str, family: str | None) -> tuple[Architecture, str] | None:
+    """A catalog model; what comes from files is read anew each time."""
+    from memfit.models import catalog
+
+    return resolve_model(name, as_family=family) if catalog.lookup(name) is not None else None
+
+
 @lru_cache(maxsize=1024)
 def _gpu(name: str) -> Gpu:
     return lookup_gpu(name)[0]
 
 
+@cache
 def defaults_of(framework: str | None) -> dict[str, Any]:
     """A framework profile's own defaults as dotted paths."""
     name = framework or DEFAULT_FRAMEWORK
     if name not in profiles.names():
         return {}
-    table = dict(profiles.profile(name).defaults)
-    out = {f"strategy.{k}": tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    return out
+    table = profiles.profile(name).defaults
+    return {f"strategy.{k}": tuple(v) if isinstance(v, list) else v for k, v in table.items()}
 
 
 def resolve(job: Job) -> Resolved:
@@ -68,11 +86,12 @@ def resolve(job: Job) -> Resolved:
     if model.config is None and model.name is None:
         raise JobError("model.name", "no model is given", hint="name a catalog model, a folder, or give `model.config`")
     family = (model.extra or {}).get("as")
-    arch, origin = resolve_model(model.config if model.config is not None else str(model.name), as_family=family)
-    values: dict[str, Any] = {}
-    for section in (completed.job.task, completed.job.strategy, completed.job.hardware):
-        for f in fields(section):
-            values[f.name] = getattr(section, f.name)
+    if model.config is not None:
+        arch, origin = resolve_model(model.config, as_family=family)
+    else:
+        arch, origin = _by_name(str(model.name), family)
+    job_ = completed.job
+    values = dict(zip(_NAMES, (*_TASK(job_.task), *_STRATEGY(job_.strategy), *_HARDWARE(job_.hardware)), strict=True))
     hardware = completed.job.hardware
     gpu = None
     if hardware.gpu:

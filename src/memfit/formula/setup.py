@@ -15,7 +15,7 @@ from memfit.formula.blocks import program
 from memfit.formula.profile import Dtype, Loss, Optimizer, Profile, Scheme, Sharding
 from memfit.formula.style import Style
 from memfit.formula.tail import tail
-from memfit.formula.tape import Program
+from memfit.formula.tape import Form, Program
 from memfit.formula.weights import LINEAR_ALL, Held, Training, held, matrix_share
 from memfit.models.architecture import Architecture, Block, Mlp, Stack, Tensor
 
@@ -34,6 +34,7 @@ class Choices:
     keep_grads: bool
     zero: int
     reshard: bool
+    tensor_parallel: bool
     sequence_parallel: bool
     pp: int
     schedule: str
@@ -51,6 +52,21 @@ class Choices:
     optimizer_impl: str | None = None
 
 
+Split = tuple[tuple[Form, Form], ...]
+"""Linear forms, each as (without, only) weight-gradient atoms."""
+
+
+def split_forms(forms: tuple[Form, ...]) -> Split:
+    """Separate the weight gradients from the rest of each form."""
+
+    def is_weight(atom: str) -> bool:
+        return atom.startswith("w.") and not atom.endswith("max")
+
+    return tuple(
+        ({a: n for a, n in f.items() if not is_weight(a)}, {a: n for a, n in f.items() if is_weight(a)}) for f in forms
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of block in one stack: its programs and weights."""
@@ -60,6 +76,8 @@ class Kind:
     checkpointed: Program
     held: Held
     trains: bool
+    backward: Split
+    recompute: Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +110,8 @@ class Setup:
     final_norm: Held
     head: Held
     tail: Program
+    tail_forward: Split
+    tail_backward: Split
     matrix: tuple[int, int]
     reference: bool
     outer_width: int
@@ -105,7 +125,7 @@ class Setup:
 def _scheme(prof: Profile, c: Choices) -> Scheme:
     table = {**prof.schemes, **prof.sharded} if c.zero >= 3 else dict(prof.schemes)
     if c.zero in (1, 2) and prof.sharding == "deepspeed":
-        table |= {k: "master" for k in prof.sharded}
+        table |= dict.fromkeys(prof.sharded, "master")
     return profiles.scheme(table.get(c.precision, "pure"))
 
 
@@ -199,13 +219,16 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
     kinds = []
     for block in stack.blocks:
         st = _block_style(style, block, c.training)
+        played = program(block, st)
         kinds.append(
             Kind(
                 block,
-                program(block, st),
-                program(block, st),
+                played,
+                played,
                 held(block.tensors, c.training, quantise=quantise),
                 st.trained or bool(st.lora),
+                split_forms(played.backward),
+                split_forms(played.recompute),
             )
         )
     return Tower(stack, tuple(kinds), held(stack.extra, c.training, quantise=quantise), first)
@@ -227,11 +250,14 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     decoder = _tower(arch.decoder, style, c, prof, frozen)
     head = held(arch.head, c.training, quantise=quantise)
     embedding = held(arch.embeddings, c.training, quantise=quantise)
-    loss = profiles.loss(prof.loss.get(c.loss, "float"))
+    losses = {**prof.loss, **prof.loss_tp} if c.tensor_parallel else prof.loss
+    loss = profiles.loss(losses.get(c.loss, "float"))
     head_trained = bool(head.trained) or (arch.tied and bool(embedding.trained))
     below = c.training.full or any(k.trains for k in decoder.kinds)
     final = decoder.kinds[-1].block.norm
     kbit = style.residual > style.width and bool(c.training.rank)
+    plain = replace(style, compiled=False, lora=())
+    end = tail(plain, loss, norm=final, head_trained=head_trained, hidden_grad=below)
     return Setup(
         arch=arch,
         choices=c,
@@ -248,7 +274,9 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         embedding=embedding,
         final_norm=held(arch.final_norm, c.training, quantise=quantise),
         head=head,
-        tail=tail(replace(style, compiled=False, lora=()), loss, norm=final, head_trained=head_trained, hidden_grad=below),
+        tail=end,
+        tail_forward=split_forms(end.forward),
+        tail_backward=split_forms(end.backward),
         matrix=matrix_share(arch),
         reference=c.method == "dpo" and prof.reference and not c.training.rank,
         outer_width=4 if kbit else (2 if c.precision in LOW else 4),
@@ -300,7 +328,8 @@ def choices(values: Mapping[str, Any], *, flash: bool = True) -> Choices:
         keep_grads=not values["set_to_none"] or values["grad_accum"] > 1,
         zero=values["zero"],
         reshard=bool(values["reshard"]),
-        sequence_parallel=bool(values["sequence_parallel"]),
+        tensor_parallel=values["tp"] > 1,
+        sequence_parallel=bool(values["sequence_parallel"]) and values["tp"] > 1,
         pp=values["pp"],
         schedule=values["pp_schedule"],
         virtual_pp=values["virtual_pp"],

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from memfit.formula.dims import Int
-from memfit.ledger import Band, Ledger
+from memfit.ledger import Band
 
 LOGITS_PCT, TRANSIENT_PCT, STATES_PCT = 16, 4, 5
 """Shares of logits, of activations and of late-made optimizer states that are lost to splitting: least squares over
@@ -35,16 +35,20 @@ def fragments(parts: Mapping[str, Int], *, states_late: bool) -> Int:
     return lost // 100
 
 
-def bands(ledger: Ledger, *, sharded: bool) -> dict[str, Band]:
+def bands(peak: Mapping[str, int], outside: int, *, sharded: bool) -> dict[str, Band]:
     """The ranges that hold nine runs in ten, for allocated, reserved and device; ``need`` decides about fitting.
 
     ``need`` is what must be there for the run to finish: the allocator gives cached blocks back before it fails, so the
     need lies between allocated and reserved.
+
+    Args:
+        peak: ``allocated``, ``reserved`` and ``device`` bytes.
+        outside: bytes outside the allocator.
+        sharded: the job shards over data parallelism, whose stream order widens the range.
     """
-    outside = ledger.device_bytes - ledger.reserved_bytes
-    allocated = Band.around(ledger.allocated_bytes, 0.06, 0.07)
-    reserved = Band.around(ledger.reserved_bytes, 0.10, 0.18 if sharded else 0.14)
-    device = Band(reserved.low + outside, ledger.device_bytes, reserved.high + outside * 5 // 4)
-    middle = (ledger.allocated_bytes * 2 + ledger.reserved_bytes) // 3 + outside
+    allocated = Band.around(peak["allocated"], 0.06, 0.07)
+    reserved = Band.around(peak["reserved"], 0.10, 0.18 if sharded else 0.14)
+    device = Band(reserved.low + outside, peak["device"], reserved.high + outside * 5 // 4)
+    middle = (peak["allocated"] * 2 + peak["reserved"]) // 3 + outside
     need = Band(middle * 93 // 100, middle, middle * 109 // 100)
     return {"allocated": allocated, "reserved": reserved, "device": device, "need": need}

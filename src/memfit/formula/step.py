@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from memfit.formula.dims import Dims, Int, block_atoms, cdiv, evaluate, maximum, minimum, where
 from memfit.formula.profile import Optimizer
-from memfit.formula.setup import Kind, Setup, Tower
-from memfit.formula.tape import Program
+from memfit.formula.setup import Kind, Setup, Split, Tower
 from memfit.formula.weights import Held, local, num_kv
 from memfit.ledger.component import Component
 from memfit.units import MIB
@@ -35,6 +34,7 @@ ENTRIES: dict[str, tuple[Component, str]] = {
     "buckets": ("communication", "reduction buffers"),
     "ddp": ("communication", "data-parallel gradient buckets"),
 }
+"""Entry -> (component, what it is), in the order a ledger shows them."""
 
 
 class Moment(NamedTuple):
@@ -89,6 +89,7 @@ class StageModel:
         self.c = setup.choices
         self.sharded = self.c.zero >= 3
         self._atoms: dict[int, dict[str, Int]] = {}
+        self._weights: tuple[Int, Int, Int] | None = None
         self._towers = setup.towers if stage.first else ()
         self.indices = stage.indices()
         self._kinds = [setup.decoder.stack.layout[i] for i in self.indices]
@@ -128,6 +129,11 @@ class StageModel:
 
     def weights_bytes(self) -> tuple[Int, Int, Int]:
         """(resident bytes of weights, trained dense elements on the rank, trained expert elements on the rank)."""
+        if self._weights is None:
+            self._weights = self._count_weights()
+        return self._weights
+
+    def _count_weights(self) -> tuple[Int, Int, Int]:
         w, d = self.s.width, self.d
         weight = self.s.scheme.weight or w
         adapter_width = 4 if self.s.profile.adapter_fp32 and self.s.width == 2 else w
@@ -315,6 +321,29 @@ class StageModel:
             out = out + where(self.d.dp > 1, minimum(trained, sh.bucket_elements) * 2, 0)
         return out
 
+    def host_bytes(self) -> Int:
+        """Pinned host memory that offloading takes on this rank."""
+        offload = self.c.offload
+        if not offload:
+            return 0
+        weights, dense, expert = self.weights_bytes()
+        total: Int = 0
+        if "optimizer" in offload:
+            master, states = self.optimizer_bytes(dense, expert)
+            total = total + master + states + self._shard(dense, expert, self.c.zero >= 1) * 4
+        if "gradients" in offload:
+            total = total + self._shard(dense, expert, self.c.zero >= 2) * (self.s.scheme.grad or self.s.width)
+        if "parameters" in offload:
+            total = total + weights
+        if "activations" in offload:
+            tower = self.s.decoder
+            kinds = tower.kinds
+            for layer in self.indices:
+                kind = kinds[tower.stack.layout[layer]]
+                atoms = self.atoms(tower, kind, self.d.tokens, self.d.stream_tokens)
+                total = total + evaluate(kind.checkpointed.checkpoint, atoms)
+        return total
+
     def stream_pools(self) -> Int | None:
         """Peaks of the gather and reduce streams under FSDP, None where one stream serves all."""
         sh, sch = self.s.sharding, self.s.scheme
@@ -481,9 +510,8 @@ class StageModel:
         s = self.s
         atoms = self.tail_atoms()
         held: Int = atoms["V"] * s.width if s.profile.hold_logits and not (s.loss.fused or s.loss.slice) else 0
-        prog: Program = s.tail
-        forward, _ = best(prog.forward, atoms)
-        backward, fresh = best(prog.backward, atoms)
+        forward, _ = best(s.tail_forward, atoms)
+        backward, fresh = best(s.tail_backward, atoms)
         fresh = fresh if s.scheme.fresh or not s.scheme.fused_accumulation else 0
         # the input of the tail is the last block's output, counted once
         common = {**base, "kept": kept, "gathered": gathered}
@@ -535,7 +563,7 @@ class StageModel:
         for (index, checkpointed), places in positions.items():
             kind = tower.kinds[index]
             atoms = self.atoms(tower, kind, d.tokens, d.stream_tokens)
-            forms = kind.checkpointed.recompute if checkpointed else kind.plain.backward
+            forms = kind.recompute if checkpointed else kind.backward
             working, fresh = best(forms, atoms)
             block_elements = per_kind[index][0]
             if always and not shard_grads and not self.sharded:
@@ -583,13 +611,14 @@ def slots(opt: Optimizer, elements: Int, state: int) -> Int:
     return elements * state * opt.slots
 
 
-def best(forms: tuple[dict[str, int], ...], atoms: dict[str, Int]) -> tuple[Int, Int]:
+def best(forms: Split, atoms: dict[str, Int]) -> tuple[Int, Int]:
     """(bytes of the largest form, bytes of its weight-gradient atoms)."""
     top: Int = -1
     fresh: Int = 0
-    for form in forms:
-        weights = evaluate({a: w for a, w in form.items() if a.startswith("w.") and not a.endswith("max")}, atoms)
-        total = evaluate({a: w for a, w in form.items() if not a.startswith("w.") or a.endswith("max")}, atoms) + weights
-        fresh = where(total > top, weights, fresh)
-        top = where(total > top, total, top)
+    for plain, weight in forms:
+        weights = evaluate(weight, atoms)
+        total = evaluate(plain, atoms) + weights
+        higher = total > top
+        fresh = where(higher, weights, fresh)
+        top = where(higher, total, top)
     return top, fresh

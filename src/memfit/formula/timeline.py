@@ -153,10 +153,7 @@ class Player:
             for index in range(self.copies(t)):
                 key = (layer, t.name, index)
                 size = n * width
-                if key in self.grads:
-                    block_id = self.alloc(size, "gradients", "weight gradient")
-                    self.free(block_id, size)
-                elif self.s.scheme.always:
+                if key in self.grads or self.s.scheme.always:
                     block_id = self.alloc(size, "gradients", "weight gradient")
                     self.free(block_id, size)
                 else:

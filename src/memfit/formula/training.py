@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from memfit.formula.dims import Dims, Int, maximum, where
 from memfit.formula.resolve import Resolved
@@ -12,15 +14,17 @@ from memfit.formula.setup import Setup, choices, setup
 from memfit.formula.slack import fragments
 from memfit.formula.step import ENTRIES, Moment, Stage, StageModel
 
+
 @dataclass(frozen=True, slots=True)
 class StagePeak:
-    """The fullest moment of one stage."""
+    """The fullest moment of one stage; ``which`` is its index in ``moments``."""
 
     stage: Stage
     moments: list[Moment]
     peak: Moment
     slack: Int
     host: Int
+    which: Int
 
     @property
     def allocated(self) -> Int:
@@ -33,9 +37,9 @@ class StagePeak:
         return self.peak.total + self.slack
 
 
-def dims_of(resolved: Resolved, images: int = 0) -> Dims:
-    """The numeric axes of a resolved training job."""
-    v = resolved.values
+def dims_of(resolved: Resolved, numeric: Mapping[str, Any] | None = None) -> Dims:
+    """The numeric axes of a resolved training job; ``numeric`` replaces some by arrays."""
+    v = {**resolved.values, **numeric} if numeric else resolved.values
     double = 2 if v["method"] == "dpo" else 1  # chosen and rejected run in one batch
     extra = resolved.completed.job.model.extra or {}
     return Dims(
@@ -49,15 +53,19 @@ def dims_of(resolved: Resolved, images: int = 0) -> Dims:
         ep=v["ep"],
         sequence_parallel=bool(v["sequence_parallel"]),
         imbalance_pct=round(float(extra.get("moe_imbalance", 1.0)) * 100),
-        images=int(extra.get("images", images)),
+        images=int(extra.get("images", 0)),
     )
+
+
+def flash_of(resolved: Resolved) -> bool:
+    """Whether the card runs the flash backend of SDPA: compute capability 8.0 or newer, or no CUDA card named."""
+    capability = resolved.gpu.compute_capability if resolved.gpu else None
+    return capability is None or capability >= (8, 0)
 
 
 def setup_of(resolved: Resolved) -> Setup:
     """The compiled static part of a resolved training job."""
-    capability = resolved.gpu.compute_capability if resolved.gpu else None
-    flash = capability is None or capability >= (8, 0)
-    return setup(resolved.arch, choices(resolved.values, flash=flash))
+    return setup(resolved.arch, choices(resolved.values, flash=flash_of(resolved)))
 
 
 def stages_of(s: Setup, d: Dims) -> list[Stage]:
@@ -80,24 +88,34 @@ def stages_of(s: Setup, d: Dims) -> list[Stage]:
     )
 
 
+_NOTHING: dict[str, Int] = dict.fromkeys(ENTRIES, 0)
+
+
+def _pick(which: Int, values: list[Int]) -> Int:
+    """For each job the value of its own fullest moment."""
+    out = values[0]
+    for index in range(1, len(values)):
+        if values[index] is not out:
+            out = where(which == index, values[index], out)
+    return out
+
+
 def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
     """The fullest moment of one stage, with its slack."""
     model = StageModel(s, d, stage)
     moments = model.moments()
-    top: Int = -1
-    parts: dict[str, Int] = dict.fromkeys(ENTRIES, 0)
-    phase, what = moments[0].phase, moments[0].what
-    for moment in moments:
-        total = moment.total
-        higher = total > top
-        for name in ENTRIES:
-            value = moment.parts.get(name, 0)
-            if value is not parts[name]:
-                parts[name] = where(higher, value, parts[name])
-        if higher is True or (not isinstance(higher, bool) and getattr(higher, "ndim", 1) == 0 and bool(higher)):
-            phase, what = moment.phase, moment.what
-        top = maximum(total, top)
-    peak = Moment(phase, what, parts)
+    totals = [moment.total for moment in moments]
+    top, which = totals[0], 0
+    for index in range(1, len(moments)):
+        higher = totals[index] > top
+        which = where(higher, index, which)
+        top = maximum(top, totals[index])
+    if isinstance(which, int):
+        chosen = moments[which]
+        peak = Moment(chosen.phase, chosen.what, {**_NOTHING, **chosen.parts})
+    else:
+        peak = Moment("", "", {name: _pick(which, [m.parts.get(name, 0) for m in moments]) for name in ENTRIES})
+    parts = peak.parts
     slack: Int = 0
     if not s.profile.expandable:
         slack = fragments(parts, states_late=not s.scheme.always and not s.scheme.master)
@@ -105,11 +123,11 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
     if streams is not None:
         # gradients and reductions live on streams of their own: their peak adds to the peak of everything else
         compute: Int = 0
-        for moment in moments:
+        for moment, total in zip(moments, totals, strict=True):
             own = moment.parts.get("grads", 0) + moment.parts.get("buckets", 0)
-            compute = maximum(compute, moment.total - own)
+            compute = maximum(compute, total - own)
         slack = slack + maximum(compute + streams - top, 0)
-    return StagePeak(stage, moments, peak, slack, 0)
+    return StagePeak(stage, moments, peak, slack, model.host_bytes(), which)
 
 
 def peaks(s: Setup, d: Dims, *, every: bool) -> list[StagePeak]:
@@ -120,7 +138,11 @@ def peaks(s: Setup, d: Dims, *, every: bool) -> list[StagePeak]:
     return [stage_peak(s, d, stage) for stage in found]
 
 
+def context_bytes(resolved: Resolved) -> int:
+    """CUDA context of the card."""
+    return resolved.gpu.context_bytes if resolved.gpu and resolved.gpu.context_bytes else CONTEXT_BYTES
+
+
 def runtime_bytes(resolved: Resolved, d: Dims) -> tuple[Int, Int]:
     """(CUDA context, NCCL) in bytes."""
-    context = resolved.gpu.context_bytes if resolved.gpu and resolved.gpu.context_bytes else CONTEXT_BYTES
-    return context, nccl_bytes(d, resolved.values["pp"])
+    return context_bytes(resolved), nccl_bytes(d, resolved.values["pp"])

@@ -9,11 +9,14 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from memfit.errors import MemfitError
+from memfit.job.coerce import show
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
 
 SCHEMA_VERSION = 1
+_MAX_TEXT = 2000
+_MAX_NUMBER = 10**40
 
 
 def dumps(document: Any, *, line: bool = False) -> str:
@@ -29,7 +32,7 @@ def dumps(document: Any, *, line: bool = False) -> str:
 def _plain(item: Any) -> Any:
     if isinstance(item, Mapping):
         return dict(item)
-    return ascii(item)[:200]  # values of faulty jobs: dates, odd objects
+    return ascii(item)[:200]
 
 
 def result(estimate: Estimate, job_id: str | None = None, *, full: bool = True) -> dict[str, Any]:
@@ -54,8 +57,18 @@ def error_document(error: MemfitError) -> dict[str, Any]:
 
 def error_fields(error: MemfitError) -> dict[str, Any]:
     """The error as JSON-ready data, whatever the faulty value was."""
-    fields: dict[str, Any] = json.loads(json.dumps(error.to_dict(), default=_plain, allow_nan=True).replace("NaN", "null"))
-    return fields
+    return {name: _bounded(item) for name, item in error.to_dict().items()}
+
+
+def _bounded(item: Any) -> Any:
+    """A part of an error: short, finite, plain."""
+    if isinstance(item, list):
+        return [{name: _bounded(v) for name, v in part.items()} for part in item if isinstance(part, dict)]
+    if isinstance(item, str):
+        return item if len(item) <= _MAX_TEXT else item[:_MAX_TEXT] + "..."
+    if item is None or isinstance(item, bool) or (isinstance(item, int | float) and abs(item) < _MAX_NUMBER):
+        return item
+    return show(item)
 
 
 @cache

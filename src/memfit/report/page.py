@@ -97,8 +97,9 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
         indent: what all lines but the first begin with.
     """
     lines: list[str] = []
-    line, room = "", width
-    for word in text.split(" "):
+    lead = text[: len(text) - len(text.lstrip(" "))]
+    line, room = "", max(width - cells(lead), 8)
+    for word in text.split():
         rest = word
         while True:
             joined = f"{line} {rest}" if line else rest
@@ -114,7 +115,7 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
                 rest = rest[len(head) :]
             room = max(width - cells(indent), 8)
     lines.append(line)
-    return [lines[0], *(indent + other for other in lines[1:])]
+    return [lead + lines[0], *(indent + other for other in lines[1:])]
 
 
 def _head(word: str, room: int) -> str:

@@ -25,7 +25,7 @@ def headline(estimate: Estimate) -> str:
     text = f"{estimate.verdict}: needs {gib(need.mid)} GiB ({gib(need.low)} to {gib(need.high)})"
     if estimate.capacity_bytes is None or estimate.p_oom is None:
         return f"{text}; no card is named, so nobody knows whether it fits"
-    return f"{text} of {gib(estimate.capacity_bytes)} GiB, P(out of memory) {percent(estimate.p_oom)}"
+    return f"{text} of {gib(estimate.capacity_bytes)} GiB, P(OOM) {percent(estimate.p_oom)}"
 
 
 def verdict(page: Page, estimate: Estimate) -> list[str]:

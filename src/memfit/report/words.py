@@ -49,10 +49,10 @@ def signed_gib(num_bytes: float) -> str:
 def percent(p: float) -> str:
     """A probability in words that do not claim more than is known."""
     if p < 0.001:
-        return "< 0.1 %"
+        return "<0.1%"
     if p > 0.999:
-        return "> 99.9 %"
-    return f"{100 * p:.1f} %" if p < 0.1 or p > 0.9 else f"{100 * p:.0f} %"
+        return ">99.9%"
+    return f"{100 * p:.1f}%" if p < 0.1 or p > 0.9 else f"{100 * p:.0f}%"
 
 
 def value(item: Any) -> str:

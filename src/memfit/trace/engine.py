@@ -153,6 +153,7 @@ def adopt(recorder: Recorder, where: Where, state: Any) -> None:
             recorder.adopt((*item.parameters(), *item.buffers()), "parameters")
         elif isinstance(item, torch.Tensor):
             recorder.adopt((item,), "activations")
+            recorder.label(item, "activations")
         elif isinstance(item, list):  # flat buffers of a reducer
             for tensor in item:
                 recorder.label(tensor, "communication")

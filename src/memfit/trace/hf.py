@@ -78,6 +78,8 @@ def build(config: Any, *, device: str, dtype: Any, train: bool = True) -> Any:
     try:
         with torch.device(device), no_init_weights():
             model = model_class(config)(config)
+            if hasattr(model, "tie_weights"):  # a construction without initialisation leaves tied weights apart
+                model.tie_weights()
     finally:
         torch.set_default_dtype(before)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

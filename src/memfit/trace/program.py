@@ -51,32 +51,47 @@ def program(training: Training, device: str) -> Program:
         build=_builder(training, config, device), step=_stepper(training, config, device), before=None, values=values
     )
     if training.shard or training.tp > 1:
-        made.before = sharded.meshes(training.ranks, training.tp, training.rank)
+        made.before = _splitter(training, config)
     elif training.ranks > 1:
         made.warnings.append("gradient buckets of DDP are booked as flat buffers of 25 MiB; its hooks are not run")
     return made
 
 
-def _builder(t: Training, config: Any, device: str) -> Callable[..., Any]:
-    def build(mesh: Any = None) -> Any:
-        first = "meta" if mesh is not None else device
-        model = hf.build(config, device=first, dtype=DTYPES[t.params])
-        if t.nf4:
-            from memfit.trace.nf4 import quantise
+def _model(t: Training, config: Any, device: str) -> Any:
+    """The model with its adapters, frozen parts and checkpoints."""
+    model = hf.build(config, device=device, dtype=DTYPES[t.params])
+    if t.nf4:
+        from memfit.trace.nf4 import quantise
 
-            quantise(model)
-        if t.lora is not None:
-            model = hf.add_lora(model, t.lora)
-        elif t.trainable is not None:
-            freeze(model, t.trainable)
-        if t.checkpointing:
-            hf.checkpoint(model, every=t.checkpointing)
-            if t.lora is not None or t.trainable is not None:
-                model.enable_input_require_grads()
-        if mesh is not None:
-            compute, reduce = DTYPES.get(t.compute or ""), DTYPES.get(t.reduce or "")
-            sharded.apply(model, mesh, reshard=t.reshard, compute=compute, reduce=reduce)
-            model.to_empty(device=device)
+        quantise(model)
+    if t.lora is not None:
+        model = hf.add_lora(model, t.lora)
+    elif t.trainable is not None:
+        freeze(model, t.trainable)
+    if t.checkpointing:
+        hf.checkpoint(model, every=t.checkpointing)
+        if t.lora is not None or t.trainable is not None:
+            model.enable_input_require_grads()
+    return model
+
+
+def _splitter(t: Training, config: Any) -> Callable[[], Any]:
+    """Builds and splits the model on ``meta``, before anything is recorded: no memory is taken there."""
+    meshes = sharded.meshes(t.ranks, t.tp, t.rank)
+
+    def before() -> Any:
+        mesh = meshes()
+        model = _model(t, config, "meta")
+        compute, reduce = DTYPES.get(t.compute or ""), DTYPES.get(t.reduce or "")
+        sharded.apply(model, mesh, reshard=t.reshard, compute=compute, reduce=reduce)
+        return model
+
+    return before
+
+
+def _builder(t: Training, config: Any, device: str) -> Callable[..., Any]:
+    def build(split: Any = None) -> Any:
+        model = _model(t, config, device) if split is None else split.to_empty(device=device)
         buckets = sharded.ddp_buckets(model, device) if t.ranks > 1 and not t.shard else None
         _forward_as_trainer(t, model)
         return model, _optimizers(t, model), buckets
@@ -111,7 +126,11 @@ def _optimizers(t: Training, model: Any) -> Any:
     trained = [p for p in model.parameters() if p.requires_grad]
     make = OPTIMIZERS[t.optimizer]
     if not t.optimizer_in_backward:
-        return make(trained)
+        # split and whole parameters cannot share a foreach call, so each kind is a group of its own
+        kinds: dict[type, list[Any]] = {}
+        for parameter in trained:
+            kinds.setdefault(type(parameter.data), []).append(parameter)
+        return make([{"params": group} for group in kinds.values()])
     each = {p: make([p]) for p in trained}
 
     def apply(parameter: Any) -> None:
@@ -145,7 +164,7 @@ def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
         if t.grad_accum > 1:
             loss = loss / t.grad_accum
         loss.backward()
-        return out
+        return (batch, out) if t.keep_outputs else None
 
     def step(state: Any) -> None:
         model, optimizer, _ = state

@@ -11,11 +11,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from memfit.allocator.events import ALLOC, FREE, MARK, USE
+from memfit.allocator import (
+    ALLOC,
+    FREE,
+    MARK,
+    USE,
+    AllocatorConfig,
+    Replay,
+    parse_release,
+    replay,
+    smallest_capacity,
+)
+from memfit.allocator.releases import LATEST
 from memfit.ledger import Component, Entry, Event, Ledger, Timeline
 
 ROUND = 512
 """Smallest unit of the CUDA caching allocator (kMinBlockSize in PyTorch's CUDACachingAllocator)."""
+
+_NAMES: dict[str, str] = {
+    "parameters": "weights, buffers, gathered and cast copies",
+    "gradients": "gradients of parameters",
+    "optimizer": "optimizer states",
+    "activations": "kept for the backward",
+    "logits": "logits, their copies and the loss",
+    "workspace": "workspaces and temporaries of the optimizer",
+    "communication": "buffers of collectives",
+}
 
 
 def rounded(num_bytes: int) -> int:
@@ -194,17 +215,50 @@ class Trace:
             out.append(Event(event.id, size, block.component, event.phase, block.module, what, event.stream))
         return Timeline(tuple(out), "traced")
 
-    def ledger(self, *, label: str = "rank 0", capacity_bytes: int | None = None) -> Ledger:
-        """Bytes by component at the peak; ``slack`` and ``runtime`` are for the caller to add."""
-        index, _ = self.peak()
-        groups: dict[tuple[Component, str], int] = defaultdict(int)
+    def ledger(
+        self, *, label: str = "rank 0", capacity_bytes: int | None = None, simulated: Replay | None = None
+    ) -> Ledger:
+        """Bytes by component at the peak.
+
+        Args:
+            label: which rank, in words.
+            capacity_bytes: of the card.
+            simulated: a replay of this trace (``simulate``); what it reserved beyond the peak becomes ``slack``.
+        """
+        index, peak = self.peak()
+        sums: dict[tuple[Component, str], int] = defaultdict(int)
         for block in self.live(index):
-            name = "kernel temporaries" if block.hidden else f"{block.component} of the {block.phase} phase"
-            groups[block.component, name] += rounded(block.bytes)
-        entries = [Entry(component=c, name=n, bytes=b, provenance="traced") for (c, n), b in groups.items()]
+            name = "temporaries inside kernels" if block.hidden else _NAMES.get(block.component, block.component)
+            if block.component == "activations" and block.phase == "backward":
+                name = "recomputed activations" if block.recompute else "gradients of activations"
+            sums[block.component, name] += rounded(block.bytes)
+        entries = [Entry(component=c, name=n, bytes=b, provenance="traced") for (c, n), b in sums.items()]
+        if simulated is not None:
+            slack = simulated.reserved_peak - peak
+            entries.append(Entry(component="slack", name="held by the allocator", bytes=slack, provenance="traced"))
         event = self.events[index] if index >= 0 else None
         moment = f"{event.phase} of step {event.step + 1}, {self.blocks[event.id].op}" if event else "never"
         return Ledger.of(entries, label=label, moment=moment, capacity_bytes=capacity_bytes)
+
+    def simulate(
+        self, config: AllocatorConfig | str | None = None, capacity: int | None = None, **options: Any
+    ) -> Replay:
+        """The events through the caching allocator of the traced torch release: reserved, segments, OOM.
+
+        Args:
+            config: allocator settings, an object or the text of ``PYTORCH_ALLOC_CONF``.
+            capacity: bytes of the device; None is no limit.
+            options: see ``memfit.allocator.replay``.
+        """
+        return replay(self.allocator_events(), config, capacity, **{"release": self._release(), **options})
+
+    def smallest_capacity(self, config: AllocatorConfig | str | None = None, **options: Any) -> int:
+        """Bytes of device memory from which the program finishes, to 2 MiB, without the CUDA context."""
+        return smallest_capacity(self.allocator_events(), config, **{"release": self._release(), **options})
+
+    def _release(self) -> tuple[int, int]:
+        text = str(self.settings.get("torch", ""))
+        return parse_release(text) if text else LATEST
 
     def allocator_events(self) -> list[tuple[Any, ...]]:
         """The events in the form that ``memfit.allocator`` replays; each change of phase is a mark."""

@@ -33,7 +33,7 @@ class Training:
         tp: tensor-parallel ranks.
         rank: which rank is traced.
         fp32_outputs: the trainer copies the outputs to fp32 (accelerate under autocast).
-        keep_outputs: the loop holds the model's outputs until the step ends.
+        keep_outputs: the loop holds the inputs and the model's outputs until the step ends.
     """
 
     config: dict[str, Any]

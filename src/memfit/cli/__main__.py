@@ -1,0 +1,5 @@
+"""``python -m memfit.cli`` is ``memfit``."""
+
+from memfit.cli import main
+
+main()

@@ -1,0 +1,191 @@
+"""The job on the command line: a model or a job file, and a flag for every field of the job's table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from memfit.cli.output import hinted
+from memfit.errors import InputFileError, JobErrors, nearest
+from memfit.job import BY_NAME, BY_PATH, FIELDS, Field, Job, load
+from memfit.job.fields import FOREIGN, SECTIONS
+from memfit.readers import read_tree
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+SOURCE = "MODEL|JOB"
+_JOB_ENDINGS = (".toml", ".yaml", ".yml")
+_MODEL_ENDINGS = (".gguf", ".safetensors")
+_MAX_JOB_BYTES = 4 << 20
+_UNITS = {"tokens": "TOKENS", "GPUs": "N", "GiB": "GIB", "sequences": "N", "layers": "N"}
+_TITLES = {"model": "Model", "task": "Task", "strategy": "Strategy", "hardware": "Hardware", "": "Output"}
+_MOST_CHOICES = 90  # characters of choices that a line of help lists
+
+
+class JobCommand(click.Command):
+    """A command whose help groups its options by the job's sections."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in _TITLES.values()}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                path = _path_of(param)
+                groups[_TITLES[path.partition(".")[0] if path else ""]].append(record)
+        for title in ("Output", *(t for t in groups if t != "Output")):
+            if groups[title]:
+                with formatter.section(title):
+                    formatter.write_dl(groups[title])
+
+
+def _path_of(param: click.Parameter) -> str:
+    if param.name == "as_family":
+        return "model.as"
+    spec = BY_NAME.get((param.name or "").removeprefix("job_")) if (param.name or "").startswith("job_") else None
+    return spec.path if spec is not None else ""
+
+
+def job_options(command: _Command) -> _Command:
+    """A flag for every field, and ``--as``; values arrive as typed, under ``job_<field>``."""
+    options = [_option(spec) for spec in FIELDS if spec.flags]
+    options.append(
+        click.option("--as", "as_family", metavar="FAMILY", help="read the model's configuration as this model_type")
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _option(spec: Field) -> Callable[[_Command], _Command]:
+    names = [f"job_{spec.name}", *spec.flags]
+    if spec.type == "bool":
+        names = [names[0], *(f"{f}/{f.replace('--', '--no-', 1)}" for f in spec.flags)]
+        return click.option(*names, default=None, help=_help(spec))
+    return click.option(*names, default=None, type=str, metavar=_metavar(spec), help=_help(spec))
+
+
+def _metavar(spec: Field) -> str:
+    if spec.type == "int":
+        return _UNITS.get(spec.unit, "N")
+    if spec.type == "number":
+        return _UNITS.get(spec.unit, "X")
+    return {"mapping": "JSON", "names": "A,B", "targets": "A,B", "choices": "A,B", "gpu": "[Nx]GPU"}.get(spec.type, "WORD")
+
+
+def _help(spec: Field) -> str:
+    listed = ", ".join(spec.choices)
+    text = f"{spec.doc}: {listed}" if listed and len(listed) <= _MOST_CHOICES else spec.doc
+    return f"{text} ({spec.kind})" if spec.kind else text
+
+
+def flag_hint(typed: str, possibilities: Iterable[str]) -> str | None:
+    """What an unknown flag was probably meant to be: another tool's name for a field, or a near spelling."""
+    name = typed.lstrip("-").replace("-", "_").lower()
+    spec = FOREIGN.get(name) or BY_NAME.get(name)
+    if spec is not None and spec.flags:
+        return f"memfit calls it `{spec.flags[0]}`: {spec.doc}"
+    near = nearest(typed, possibilities, limit=1)
+    return f"did you mean `{near[0]}`?" if near else None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A job as the command line gives it.
+
+    Attributes:
+        document: the job file's content, None without one.
+        overrides: dotted path -> value as typed.
+        family: the value of ``--as``.
+        flags: dotted path -> the flag that was typed.
+    """
+
+    document: Mapping[str, Any] | None
+    overrides: Mapping[str, Any]
+    family: str | None = None
+    flags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was given at all."""
+        return self.document is None and not self.overrides and self.family is None
+
+    def job(self, more: Mapping[str, Any] | None = None) -> Job:
+        """The job, with further overrides on top.
+
+        Raises:
+            JobErrors: every fault of the job.
+        """
+        try:
+            job = load(self.document, {**self.overrides, **(more or {})})
+        except JobErrors as error:
+            error.flags = self.flags  # type: ignore[attr-defined]
+            raise
+        if self.family is None:
+            return job
+        return replace(job, model=replace(job.model, extra={**(job.model.extra or {}), "as": self.family}))
+
+
+def given(ctx: click.Context, source: str | None) -> Given:
+    """What was given: the positional argument and the flags of ``ctx``.
+
+    Raises:
+        InputFileError: the job file is missing or is not one.
+        click.UsageError: the model is given twice.
+    """
+    overrides, flags = {}, {}
+    for param in ctx.command.params:
+        name = param.name or ""
+        value = ctx.params.get(name)
+        if name.startswith("job_") and value is not None:
+            spec = BY_NAME[name.removeprefix("job_")]
+            overrides[spec.path] = value
+            flags[spec.path] = spec.flags[0]
+    document = None
+    if source is not None:
+        document = _document(source)
+        if document is None:
+            if "model.name" in overrides:
+                text = f"the model is given twice: `{source[:60]}` and --model"
+                raise hinted(text, "leave one of them out", ctx)
+            overrides = {"model.name": source, **overrides}
+            flags["model.name"] = source[:60] if source.isprintable() else "MODEL"
+    return Given(document, overrides, ctx.params.get("as_family"), flags)
+
+
+def _document(source: str) -> Mapping[str, Any] | None:
+    """The content of a job file; None when the text names a model."""
+    lower = source.lower()
+    if lower.endswith(_JOB_ENDINGS):
+        return _job(source)
+    try:
+        regular = Path(source).is_file()
+    except (OSError, ValueError):
+        return None
+    if not regular or lower.endswith(_MODEL_ENDINGS):
+        return None
+    tree = _job(source)
+    # A config.json is a model; what has neither a model_type nor a job's sections is taken for a job and explained.
+    is_model = "model_type" in tree or "architectures" in tree
+    return None if is_model and not any(section in tree for section in SECTIONS) else tree
+
+
+def _job(source: str) -> Mapping[str, Any]:
+    tree = read_tree(source, limit=_MAX_JOB_BYTES)
+    if tree is None:
+        return {}
+    if not isinstance(tree, Mapping):
+        raise InputFileError(f"`{source[:200]}` does not hold a job or a model configuration: it is not a table")
+    return tree
+
+
+def field_of(name: str) -> Field | None:
+    """The field that a flag name, a field name or a dotted path means: ``seq``, ``seq_len``, ``task.seq_len``."""
+    plain = name.strip().lstrip("-").replace("-", "_").lower()
+    if plain == "model":
+        return BY_PATH["model.name"]
+    by_flag = {flag.lstrip("-").replace("-", "_"): spec for spec in FIELDS for flag in spec.flags if flag.startswith("--")}
+    return BY_PATH.get(plain) or BY_NAME.get(plain) or by_flag.get(plain) or FOREIGN.get(plain)

@@ -1,0 +1,143 @@
+"""Many jobs at once: the same memory model over arrays of numeric fields, equal to the single answers to the byte.
+
+Fields that decide the structure of a step (framework, checkpointing, pp, ZeRO stage ...) split the jobs into groups; in
+a group everything is arithmetic on int64 arrays, a slice at a time so that the arrays stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from memfit.errors import MemfitError
+from memfit.formula.dims import Dims
+from memfit.formula.resolve import Resolved, resolve
+from memfit.formula.runtime import nccl_bytes
+from memfit.formula.setup import choices, setup
+from memfit.formula.step import ENTRIES
+from memfit.formula.training import context_bytes, dims_of, flash_of, peaks
+from memfit.job import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+NUMERIC = ("micro_batch", "seq_len", "grad_accum", "dp", "dp_shard", "tp", "cp", "ep")
+"""Fields that may vary inside a group."""
+
+SLICE = 1 << 13
+"""Jobs evaluated together: a few dozen int64 arrays of this length fit the second-level cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Peaks of many jobs, int64 arrays of equal length, in bytes on the fullest rank.
+
+    Attributes:
+        allocated, reserved, device: as in ``Estimate``.
+        components: entry name (see ``step.ENTRIES``) -> bytes, when asked for.
+    """
+
+    allocated: Ints
+    reserved: Ints
+    device: Ints
+    components: Mapping[str, Ints] | None = None
+
+
+def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) -> Peaks:
+    """Peaks of many training jobs that share one model and one card.
+
+    Args:
+        job: the job that states everything else.
+        components: also give the bytes of each entry at the peak.
+        **fields: field name -> array or sequence, all of one length. ``micro_batch``, ``seq_len``, ``grad_accum``,
+            ``dp``, ``dp_shard``, ``tp``, ``cp``, ``ep`` are numbers; any other field of ``[strategy]`` splits the jobs
+            into groups. ``dp_shard`` follows ``dp`` unless it is given.
+
+    Raises:
+        MemfitError: the arrays differ in length, or the base job is not a training job.
+    """
+    import numpy as np
+
+    resolved = job if isinstance(job, Resolved) else resolve(job)
+    if resolved.values["kind"] != "train":
+        raise MemfitError("arrays of jobs are for training; a serving job is estimated one at a time")
+    columns = {name: np.asarray(value) for name, value in fields.items()}
+    lengths = {c.shape for c in columns.values()}
+    if len(lengths) != 1 or len(next(iter(lengths))) != 1:
+        raise MemfitError(f"the arrays must be one-dimensional and of equal length, got shapes {sorted(lengths)}")
+    count = next(iter(lengths))[0]
+    values = dict(resolved.values)
+    numeric = {n: columns[n].astype(np.int64) for n in NUMERIC if n in columns}
+    if "dp" in numeric and "dp_shard" not in numeric:
+        numeric["dp_shard"] = numeric["dp"]
+    shape = {n: c for n, c in columns.items() if n not in NUMERIC}
+    if "tp" in numeric:
+        shape["tp>1"] = numeric["tp"] > 1
+    if "grad_accum" in numeric:
+        shape["grad_accum>1"] = numeric["grad_accum"] > 1
+    out = {k: np.empty(count, dtype=np.int64) for k in ("allocated", "reserved", "device")}
+    parts = {name: np.empty(count, dtype=np.int64) for name in ENTRIES} if components else None
+    for rows, static in _groups(shape, count):
+        group = {**values, **{k: v for k, v in static.items() if not k.endswith(">1")}}
+        for flag in ("tp", "grad_accum"):
+            if f"{flag}>1" in static:
+                group[flag] = 2 if static[f"{flag}>1"] else 1
+        for start in range(0, len(rows), SLICE):
+            where_ = rows[start : start + SLICE]
+            _slice(resolved, group, {n: c[where_] for n, c in numeric.items()}, where_, out, parts)
+    return Peaks(out["allocated"], out["reserved"], out["device"], parts)
+
+
+def _groups(shape: Mapping[str, Any], count: int) -> list[tuple[Any, dict[str, Any]]]:
+    """(row numbers, static values) of each combination of structural values."""
+    import numpy as np
+
+    if not shape:
+        return [(np.arange(count), {})]
+    key = np.zeros(count, dtype=np.int64)
+    tables = {}
+    for name, column in shape.items():
+        table, codes = np.unique(column, return_inverse=True)
+        tables[name] = table
+        key = key * len(table) + codes
+    order = np.argsort(key, kind="stable")
+    bounds = np.flatnonzero(np.diff(key[order])) + 1
+    out = []
+    for rows in np.split(order, bounds):
+        first = rows[0]
+        out.append((rows, {name: column[first].item() for name, column in shape.items()}))
+    return out
+
+
+def _slice(
+    resolved: Resolved,
+    group: Mapping[str, Any],
+    numeric: Mapping[str, Any],
+    rows: Any,
+    out: Mapping[str, Any],
+    parts: Mapping[str, Any] | None,
+) -> None:
+    import numpy as np
+
+    s = setup(resolved.arch, choices(group, flash=flash_of(resolved)))
+    d: Dims = dims_of(replace(resolved, values=group), numeric)
+    found = peaks(s, d, every=False)
+    top = np.full(len(rows), -1, dtype=np.int64)
+    allocated = np.zeros(len(rows), dtype=np.int64)
+    selected = {name: np.zeros(len(rows), dtype=np.int64) for name in ENTRIES} if parts is not None else {}
+    for p in found:
+        higher = p.reserved > top
+        top = np.where(higher, p.reserved, top)
+        allocated = np.where(higher, p.allocated, allocated)
+        for name in selected:
+            selected[name] = np.where(higher, p.peak.parts[name], selected[name])
+    out["allocated"][rows] = allocated
+    out["reserved"][rows] = top
+    out["device"][rows] = top + context_bytes(resolved) + nccl_bytes(d, group["pp"]) + resolved.others_bytes
+    if parts is not None:
+        for name, column in selected.items():
+            parts[name][rows] = column

@@ -1,0 +1,145 @@
+"""Job lines in, result lines out, thousands a second: jobs that share a structure are evaluated as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from memfit.errors import InputFileError, JobError, MemfitError
+from memfit.formula.estimate import document, estimate, train_readings, warnings_of
+from memfit.formula.reading import Outside
+from memfit.formula.resolve import Resolved, resolve
+from memfit.formula.runtime import nccl_bytes
+from memfit.formula.setup import choices, setup
+from memfit.formula.step import Moment
+from memfit.formula.training import StagePeak, context_bytes, dims_of, flash_of, peaks
+from memfit.job import parse
+
+CHUNK = 4096
+"""Lines that are read before any is answered; answers keep the order of the lines."""
+
+_NUMERIC = ("micro_batch", "seq_len", "grad_accum", "dp", "dp_shard", "tp", "cp", "ep")
+_FEW = 4
+"""Groups smaller than this are answered one job at a time."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+def run(lines: Iterable[bytes], *, full: bool = False) -> Iterator[bytes]:
+    """One JSON result for each job line, in order.
+
+    Args:
+        lines: job documents, or objects with ``job`` and optionally ``id`` (truth records are such objects). Empty
+            lines give nothing.
+        full: also compute assumptions and changes for each job.
+
+    Yields:
+        The result document of the job, or ``{"id", "line", "error"}`` for a line that cannot be answered.
+    """
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    while chunk := list(islice(numbered, CHUNK)):
+        yield from _chunk(chunk, full)
+
+
+def _read(line: bytes) -> tuple[Any, Any]:
+    """(id, job mapping) of a line."""
+    try:
+        data = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputFileError(f"the line is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InputFileError("the line is not a JSON object")
+    if "job" in data:
+        return data.get("id"), data["job"]
+    job = dict(data)
+    return job.pop("id", None), job
+
+
+def _chunk(chunk: list[tuple[int, bytes]], full: bool) -> Iterator[bytes]:
+    answers: list[bytes | None] = [None] * len(chunk)
+    groups: dict[Any, list[tuple[int, Any, Resolved]]] = {}
+    for index, (number, line) in enumerate(chunk):
+        job_id = None
+        try:
+            job_id, job = _read(line)
+            if not isinstance(job, dict):
+                raise JobError("job", "must be a table of sections")
+            resolved = resolve(parse(job))
+            if full or resolved.values["kind"] == "serve":
+                answers[index] = _encode(estimate(resolved.stated).to_dict(job_id, full=full))
+                continue
+            key = (
+                id(resolved.arch),
+                choices(resolved.values, flash=flash_of(resolved)),
+                resolved.capacity_bytes,
+                resolved.others_bytes,
+                context_bytes(resolved),
+            )
+            groups.setdefault(key, []).append((index, job_id, resolved))
+        except MemfitError as error:
+            answers[index] = _encode({"id": job_id, "line": number, "error": error.to_dict()})
+    for (_, static, *_rest), members in groups.items():
+        for index, answer in _group(static, members):
+            answers[index] = answer
+    for answer in answers:
+        assert answer is not None
+        yield answer
+
+
+def _group(static: Any, members: list[tuple[int, Any, Resolved]]) -> Iterator[tuple[int, bytes]]:
+    first = members[0][2]
+    s = setup(first.arch, static)
+    context = context_bytes(first)
+    sharded = static.zero >= 3
+    if len(members) < _FEW:
+        for index, job_id, resolved in members:
+            d = dims_of(resolved)
+            outside = Outside(context, nccl_bytes(d, static.pp), resolved.others_bytes)
+            readings, fullest = train_readings(peaks(s, d, every=True), outside)
+            yield index, _line(resolved, readings, fullest, sharded, job_id)
+        return
+    import numpy as np
+
+    columns = {n: np.array([m[2].values[n] for m in members], dtype=np.int64) for n in _NUMERIC}
+    d = dims_of(first, columns)
+    found = peaks(s, d, every=True)
+    nccl = np.broadcast_to(nccl_bytes(d, static.pp), len(members)).tolist()
+    listed = [_Rows(p, len(members)) for p in found]
+    for row, (index, job_id, resolved) in enumerate(members):
+        outside = Outside(context, nccl[row], resolved.others_bytes)
+        readings, fullest = train_readings([rows.peak(row) for rows in listed], outside)
+        yield index, _line(resolved, readings, fullest, sharded, job_id)
+
+
+def _line(resolved: Resolved, readings: Any, fullest: int, sharded: bool, job_id: Any) -> bytes:
+    return _encode(
+        document(
+            resolved, readings, fullest, sharded=sharded, warnings=warnings_of(resolved), job_id=job_id
+        )
+    )
+
+
+class _Rows:
+    """A stage's peaks of many jobs, taken apart job by job."""
+
+    def __init__(self, found: StagePeak, count: int) -> None:
+        import numpy as np
+
+        def column(value: Any) -> list[int]:
+            return np.broadcast_to(value, count).tolist()  # type: ignore[no-any-return]
+
+        self.stage = found.stage
+        self.moments = [(m.phase, m.what) for m in found.moments]
+        self.which = column(found.which)
+        self.parts = {name: column(value) for name, value in found.peak.parts.items() if not (isinstance(value, int) and value == 0)}
+        self.slack = column(found.slack)
+        self.host = column(found.host)
+
+    def peak(self, row: int) -> StagePeak:
+        """The peak of one job."""
+        phase, what = self.moments[self.which[row]]
+        parts = {name: values[row] for name, values in self.parts.items()}
+        return StagePeak(self.stage, [], Moment(phase, what, parts), self.slack[row], self.host[row], self.which[row])

@@ -1,0 +1,63 @@
+import pytest
+
+from memfit.errors import JobErrors
+from memfit.job import complete, from_kwargs
+from memfit.trace import Gpu, trace_job
+from memfit.trace.job import target, training_of
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+
+
+def training(**fields):
+    job = complete(from_kwargs(config=CONFIG, gpu="h100-sxm-80gb", **{"gpus": 1, "seq_len": 128, **fields})).job
+    return training_of(job)[0]
+
+
+def test_mixed_precision_is_autocast_alone_and_a_policy_when_sharded():
+    alone = training(precision="bf16-mixed")
+    assert (alone.params, alone.autocast, alone.compute, alone.engine) == ("fp32", "bf16", None, "fake-cuda")
+    sharded = training(precision="bf16-mixed", gpus=8, zero=3)
+    assert (sharded.params, sharded.autocast, sharded.compute, sharded.reduce) == ("fp32", None, "bf16", "fp32")
+    assert (sharded.ranks, sharded.shard) == (8, True)
+    plain = training(precision="bf16")
+    assert (plain.params, plain.autocast, plain.engine) == ("bf16", None, "meta")
+
+
+def test_adapters_keep_the_stored_type_of_the_base():
+    lora = training(method="lora", precision="bf16-mixed")
+    assert (lora.params, lora.autocast) == ("bf16", "bf16")
+    assert lora.lora["r"] == 16
+    qlora = training(method="qlora", precision="bf16-mixed")
+    assert qlora.nf4
+    assert qlora.params == "bf16"
+
+
+@pytest.mark.parametrize(("stated", "every"), [("none", 0), ("full", 1), (3, 3)])
+def test_checkpointing_by_word_or_by_number(stated, every):
+    assert training(checkpointing=stated).checkpointing == every
+
+
+@pytest.mark.parametrize(("framework", "optimizer"), [("transformers", "adamw-fused"), ("torch", "adamw-foreach")])
+def test_adamw_is_the_one_that_the_framework_takes(framework, optimizer):
+    assert training(framework=framework, precision="bf16").optimizer == optimizer
+
+
+def test_what_is_not_traced_is_refused_with_every_reason_at_once():
+    job = from_kwargs(
+        config=CONFIG, gpu="h100-sxm-80gb", gpus=8, pp=2, zero=1, dp=4, precision="fp8", offload=["optimizer"]
+    )
+    with pytest.raises(JobErrors) as caught:
+        trace_job(job)
+    paths = {error.path for error in caught.value.errors}
+    assert paths == {"strategy.pp", "strategy.zero", "strategy.precision", "strategy.offload"}
+    assert "estimate" in str(caught.value.hint)
+
+
+def test_the_target_card_brings_its_multiprocessors():
+    assert target("h100-sxm-80gb").multiprocessors == 132
+    assert target("a100-sxm-80gb").multiprocessors == 108
+    assert target("rtx-4090").threads_per_multiprocessor == 1536
+    assert target(None) == Gpu()
