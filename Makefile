@@ -34,9 +34,11 @@ $(VENV)/.group-%: pyproject.toml $(VENV)/.memfit
 	@touch $@
 
 demo: $(VENV)/.memfit ## where the memory of two real jobs goes, in a second
-	@$(BIN)/memfit estimate examples/llama-3.1-8b-8xh100.toml || test $$? -eq 1
-	@echo
-	@$(BIN)/memfit estimate examples/qlora-rtx-4090.toml || test $$? -eq 1
+	@for job in llama-3.1-8b-8xh100 qlora-rtx-4090; do \
+		echo "$$ memfit estimate examples/$$job.toml"; \
+		$(BIN)/memfit estimate examples/$$job.toml || test $$? -eq 1 || exit; \
+		echo; \
+	done
 
 test: $(VENV)/.memfit $(VENV)/.group-test ## the test suite: no GPU, no torch, no network
 	$(BIN)/python -m pytest -q -n $(JOBS)
@@ -48,10 +50,9 @@ test-mirage: $(VENV)/.memfit $(VENV)/.group-test ## the allocator simulation aga
 	$(BIN)/python -m pytest -q -m mirage tests/mirage
 
 lint: $(VENV)/.memfit $(VENV)/.group-lint ## ruff, mypy --strict, import contract
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
-	$(BIN)/mypy --strict
-	$(BIN)/lint-imports
+	@status=0; for step in "ruff check" "ruff format --check" "mypy --strict" "lint-imports"; do \
+		echo "$$step"; $(BIN)/$$step || status=1; \
+	done; exit $$status
 
 docs: $(VENV)/.memfit $(VENV)/.group-docs ## the documentation, offline, into docs/_build/html
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html

@@ -203,7 +203,7 @@ def traced(case: Case, s: Strategy) -> dict[str, Any]:
         layers.setdefault(_owner(block.module), []).append(
             (size, block.op, block.dtype.removeprefix("torch."), list(block.shape), block.module)
         )
-    live = [(g.rounded_bytes, g.count, g.op, g.dtype, list(g.shape), g.module, g.component) for g in group(t.live(index))]
+    live = [(g.rounded_bytes, g.num_blocks, g.op, g.dtype, list(g.shape), g.module, g.component) for g in group(t.live(index))]
     return {
         "peak": peak,
         "at": f"{event.phase} {t.blocks[event.id].op} {t.blocks[event.id].module}",
@@ -311,6 +311,18 @@ def layer_rows(name: str, p: Prediction, t: dict[str, Any], *, detail: bool) -> 
     return rows
 
 
+def form_rows(p: Prediction) -> list[str]:
+    """The candidate peaks of the backward pass of each kind of block, largest first."""
+    out = []
+    tower = p.setup.decoder
+    for kind in tower.kinds:
+        atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
+        forms = kind.plain.backward if p.setup.choices.checkpointing == "none" else kind.checkpointed.recompute
+        for form in sorted(forms, key=lambda f: -evaluate(f, atoms))[:3]:
+            out.append(f"      {kind.block.kind} {evaluate(form, atoms)} " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
+    return out
+
+
 def main() -> int:
     """Print the table; 1 when a pair differs by more than ``--limit`` percent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -343,9 +355,11 @@ def main() -> int:
                 for row in layer_rows(name, p, t, detail=True):
                     WRITE(row)
             if args.peak:
+                for row in form_rows(p):
+                    WRITE(row)
                 WRITE(f"    formula {p.parts}\n    " + "\n    ".join(f"{m[1]:32s} {m[2]}" for m in p.moments) + f"\n    trace phases {t['phases']}\n")
                 for size, count, op, dtype, shape, module, component in t["live"][:40]:
-                    WRITE(f"    {size:>14d} x{count:<3d} {component:12s} {op:40s} {dtype:9s} {shape} {module}\n")
+                    WRITE(f"    {size:>14d} x{count!s:<3s} {component:12s} {op:40s} {dtype:9s} {shape} {module}\n")
                 for line in t["warnings"][:5]:
                     WRITE(f"    {line}\n")
     WRITE(f"{wrong} differ by more than {args.limit} %, {time.time() - start:.0f} s\n")

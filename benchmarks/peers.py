@@ -22,7 +22,6 @@ import argparse
 import http.server
 import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
@@ -90,8 +89,12 @@ CASES = (
     Case(title="train Llama, bf16, 1 GPU, full ckpt", model="llama-3.1-8b"),
     Case(title="train Llama, bf16, 1 GPU, no ckpt", model="llama-3.1-8b", checkpointing="none"),
     Case(title="train Qwen, bf16, 1 GPU, full ckpt", model="qwen2.5-7b"),
-    Case(title="train Llama, mixed, 1 GPU, no ckpt", model="llama-3.1-8b", precision="bf16-mixed", checkpointing="none"),
-    Case(title="train Llama, mixed, ZeRO-3 x8, full ckpt", model="llama-3.1-8b", precision="bf16-mixed", zero=3, gpus=8),
+    Case(
+        title="train Llama, mixed, 1 GPU, no ckpt", model="llama-3.1-8b", precision="bf16-mixed", checkpointing="none"
+    ),
+    Case(
+        title="train Llama, mixed, ZeRO-3 x8, full ckpt", model="llama-3.1-8b", precision="bf16-mixed", zero=3, gpus=8
+    ),
     Case(
         title="train Llama, mixed, ZeRO-3 x8, no ckpt",
         model="llama-3.1-8b",
@@ -250,9 +253,7 @@ def install(peer: Peer, folder: Path, torch_python: Path | None) -> tuple[Path |
 
 def _run(command: Sequence[str], more: Mapping[str, str] | None = None) -> str:
     environment = {**os.environ, **(more or {})}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S, env=environment)
     return done.stdout
 
 
@@ -358,3 +359,310 @@ def _print_reasons(replies: Mapping[tuple[str, str], Reply]) -> None:
     print("\nNo answer (–):\n")
     for (name, reason), count in reasons.items():
         print(f"- {name}, {count} question{'s' if count > 1 else ''}: {reason}")
+
+
+# --- The question -----------------------------------------------------------------------------------------------------
+
+QUESTION = {
+    "model": "llama-3.1-8b",
+    "gpu": "8xh100-sxm-80gb",
+    "kind": "train",
+    "method": "full",
+    "precision": "bf16-mixed",
+    "optimizer": "adamw",
+    "zero": 3,
+    "checkpointing": "full",
+    "seq_len": 4096,
+    "micro_batch": 1,
+    "grad_accum": 1,
+    "loss": "eager",
+}
+TERMS = {
+    "weights": "own shard of the weights",
+    "gathered": "weights gathered or cast for use",
+    "gradients": "gradients",
+    "optimizer": "optimizer states and master weights",
+    "activations": "activations kept and temporary",
+    "logits": "logits and loss",
+    "other": "buffers, communication, overhead",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a peer answers to the question: its terms in GiB and why each differs from memfit's.
+
+    ``against`` is the memfit ledger whose storage of parameters the peer assumes: ``torch`` (FSDP2: fp32 shards) or
+    ``deepspeed`` (16-bit shards and an fp32 master). Terms that the peer does not print separately stand in ``lump``;
+    ``fields`` are then the assumptions of the peer that memfit can make too, compared first.
+    """
+
+    peer: str
+    against: str
+    source: str
+    terms: Mapping[str, float]
+    why: Mapping[str, str]
+    lump: float = 0.0
+    lump_what: str = ""
+    fields: Mapping[str, Any] | None = None
+
+    @property
+    def total(self) -> float:
+        """The answer."""
+        return sum(self.terms.values()) + self.lump
+
+
+PARAMS = 8_030_261_248
+_PER_PARAM = PARAMS / 8 / (1 << 30)  # GiB of one byte per parameter, split over 8 GPUs
+
+_NO_LOGITS = "not counted"
+_ALL_GRADIENTS = "all at once, beside everything else"
+ANSWERS = (
+    Answer(
+        peer="xtuner `llm_calculator`",
+        against="deepspeed",
+        source="Repository of 2026-02, run 2026-11-20; it prints instants, not terms",
+        terms={},
+        lump=17.31,
+        lump_what="not broken down: the end of the backward pass; it says 14.21 for the end of the forward pass",
+        fields={"loss": "chunked"},
+        why={"fields": "it prices a chunked cross entropy: the full logits never exist"},
+    ),
+    Answer(
+        peer="DeepSpeed `estimate_zero3_model_states_mem_needs`",
+        against="deepspeed",
+        source="Version 0.19.8, run for the table above",
+        terms={
+            "weights": 2 * _PER_PARAM,
+            "gathered": 4 * 525_336_576 / (1 << 30),
+            "gradients": 4 * _PER_PARAM,
+            "optimizer": 12 * _PER_PARAM,
+        },
+        why={
+            "gathered": "4 bytes a parameter of one layer only, the largest: the embedding",
+            "gradients": f"fp32, {_ALL_GRADIENTS}",
+            "activations": "not counted: it speaks of model states",
+            "logits": _NO_LOGITS,
+        },
+    ),
+    Answer(
+        peer="llm-analysis, repository",
+        against="deepspeed",
+        source="Repository of 2024-11, run 2026-11-20",
+        terms={
+            "weights": 1.75,
+            "gathered": 1.38,
+            "gradients": 3.49,
+            "optimizer": 10.48,
+            "activations": 1.0,
+            "logits": 1.07,
+        },
+        why={
+            "weights": "7.5 G parameters: the output head is left out",
+            "gathered": "prefetched layers, without embedding and head",
+            "gradients": f"fp32, without the head's, {_ALL_GRADIENTS}",
+            "optimizer": "without the head's states",
+            "logits": "what it adds to the layer inputs, about one 16-bit copy; no fp32 copies, no gradient",
+        },
+    ),
+    Answer(
+        peer="llm-analysis, package",
+        against="deepspeed",
+        source="Version 0.2.2, run for the table above",
+        terms={"weights": 1.3099, "gradients": 2.6198, "optimizer": 7.8593, "activations": 1.0, "logits": 1.9570},
+        why={
+            "weights": "5.6 G parameters: two matrices instead of three in the gated MLP, no output head",
+            "gathered": "not counted",
+            "gradients": f"fp32, of the parameters it knows, {_ALL_GRADIENTS}",
+            "optimizer": "of the parameters it knows",
+            "logits": "the 16-bit logits, added twice; no fp32 copies, no gradient",
+        },
+    ),
+    Answer(
+        peer="PyTorch `FSDPMemTracker`, with exact optimizer states added",
+        against="torch",
+        source="torch 2.13.0 over fake CPU tensors, run for the table above",
+        terms={
+            "weights": 3.7394,
+            "gathered": 1.9570 + 0.4063,
+            "optimizer": 8 * _PER_PARAM,
+            "activations": 1.0,
+            "logits": 3.0997 - 1.0 + 3.9141,
+        },
+        why={
+            "gathered": "embedding and head in 16 bit, and one layer's all-gather; memfit has the layers in it that "
+            "were prefetched or are not yet freed",
+            "logits": "the traced program lets go of the model's output before the backward pass, so the 16-bit logits "
+            "(0.98) are gone; a loop that keeps `outputs` keeps them",
+        },
+    ),
+    Answer(
+        peer="George614 `gpu-mem-calculator`",
+        against="deepspeed",
+        source="Repository of 2026-01, run 2026-11-20 (its API, checkpointing level 4)",
+        terms={"weights": 2 * _PER_PARAM, "gradients": 2 * _PER_PARAM, "optimizer": 16 * _PER_PARAM},
+        lump=22.79 - 20 * _PER_PARAM,
+        lump_what="activations, and a flat overhead of about a fifth on the sum in place of logits and buffers",
+        why={
+            "gathered": "not counted",
+            "gradients": f"16 bit, {_ALL_GRADIENTS}",
+            "optimizer": "16 bytes a parameter under ZeRO-3 where its own rule without ZeRO has 12",
+        },
+    ),
+    Answer(
+        peer="EleutherAI `calc_transformer_mem`",
+        against="deepspeed",
+        source="Repository of 2026-03, run 2026-11-20",
+        terms={"weights": 1.87, "gradients": 3.75, "optimizer": 11.24, "activations": 17.00, "other": 2.79},
+        why={
+            "gathered": "not counted",
+            "gradients": f"fp32, {_ALL_GRADIENTS}",
+            "activations": "its checkpointing keeps 34 x sequence x hidden bytes of every layer, where full "
+            "recomputation keeps 2 x sequence x hidden: 17 GiB instead of 1",
+            "logits": _NO_LOGITS,
+            "other": "a constant for communication",
+        },
+    ),
+)
+
+
+def _terms(ledger: Any) -> dict[str, float]:
+    """A memfit ledger's allocated bytes by the terms of the comparison, in GiB."""
+    book = dict.fromkeys(TERMS, 0.0)
+    names = {"gradients": "gradients", "optimizer": "optimizer", "activations": "activations", "logits": "logits"}
+    for entry in ledger.entries:
+        if entry.component in ("slack", "runtime", "others"):
+            continue
+        if entry.component == "parameters":
+            term = "weights" if entry.name == "weights" else "gathered"
+        else:
+            term = names.get(entry.component, "other")
+        book[term] += entry.bytes / (1 << 30)
+    return book
+
+
+def question() -> str:
+    """The generated part of docs/peers.md."""
+    from memfit.formula.estimate import estimate
+
+    found = {name: estimate(**QUESTION, framework=name) for name in ("torch", "deepspeed")}
+    lines = ["### memfit's ledger", ""]
+    titles = {"torch": 'FSDP2 (`framework = "torch"`)', "deepspeed": 'DeepSpeed (`framework = "deepspeed"`)'}
+    books: dict[str, dict[str, int]] = {}
+    for name, e in found.items():
+        for entry in e.ledger.entries:
+            books.setdefault(f"{entry.component}: {entry.name}", {})[name] = entry.bytes
+    rows = [[what, *(_gib(book.get(n, 0)) for n in found)] for what, book in books.items()]
+    rows += [
+        [f"**{kind} peak**", *(f"**{_gib(getattr(e, f'{kind}_bytes'))}**" for e in found.values())]
+        for kind in ("allocated", "reserved", "device")
+    ]
+    lines += [markdown_table(["GiB per GPU, at the fullest moment", *(titles[n] for n in found)], rows), ""]
+    moments = "; ".join(f"{titles[n]}: {e.peak_phase}, {e.ledger.moment}" for n, e in found.items())
+    lines += [f"The fullest moment: {moments}.", "", "### How it moves through a step", ""]
+    phases: dict[str, dict[str, int]] = {}
+    for name, e in found.items():
+        for phase, what, parts in e.phases:
+            row = phases.setdefault(f"{phase}: {what}", {})
+            row[name] = max(row.get(name, 0), sum(parts.values()))
+    rows = [[what, *(_gib(row[n]) if n in row else "–" for n in found)] for what, row in phases.items()]
+    lines += [
+        markdown_table(["allocated, GiB", *(titles[n] for n in found)], rows),
+        "",
+        "### Each peer, term by term",
+        "",
+    ]
+    for answer in ANSWERS:
+        mine = _terms(found[answer.against].ledger)
+        total = found[answer.against].allocated_bytes / (1 << 30)
+        lines += [
+            f"#### {answer.peer}: {answer.total:.2f} GiB",
+            "",
+            f"{answer.source}. Beside {titles[answer.against]}.",
+            "",
+        ]
+        rows = []
+        lumped = [t for t in TERMS if t not in answer.terms and t not in answer.why] if answer.lump else []
+        for term, what in TERMS.items():
+            theirs = answer.terms.get(term, 0.0)
+            if term in lumped or (not theirs and mine[term] < 0.005):
+                continue
+            rows.append(
+                [what, f"{mine[term]:.2f}", f"{theirs:.2f}", f"{theirs - mine[term]:+.2f}", answer.why.get(term, "")]
+            )
+        if answer.lump:
+            here = sum(mine[t] for t in lumped)
+            if answer.fields:
+                alike = estimate(**{**QUESTION, **answer.fields}, framework=answer.against).allocated_bytes / (1 << 30)
+                stated = ", ".join(f'`{k} = "{v}"`' for k, v in answer.fields.items())
+                saved = here - alike
+                rows.append([stated, f"{saved:.2f}", "0.00", f"{-saved:+.2f}", answer.why["fields"]])
+                here = alike
+            rows.append(
+                ["the rest", f"{here:.2f}", f"{answer.lump:.2f}", f"{answer.lump - here:+.2f}", answer.lump_what]
+            )
+        rows.append(["**sum**", f"**{total:.2f}**", f"**{answer.total:.2f}**", f"**{answer.total - total:+.2f}**", ""])
+        lines += [_why_table(rows), ""]
+    return "\n".join(lines).strip()
+
+
+def _why_table(rows: Sequence[Sequence[str]]) -> str:
+    rule = "| --- | ---: | ---: | ---: | --- |"
+    body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(["| term | memfit | peer | peer − memfit | why |", rule, *body])
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.2f}"
+
+
+BEGIN, END = (
+    "<!-- generated: python benchmarks/peers.py --question --write docs/peers.md -->",
+    "<!-- end of generated -->",
+)
+
+
+def generated_part(text: str) -> str:
+    """What stands between the marks of a page.
+
+    Raises:
+        ValueError: the page has no marks.
+    """
+    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+
+
+def write_page(page: Path) -> None:
+    """Renews the generated part of a page."""
+    text = page.read_text(encoding="utf-8")
+    head, tail = text[: text.index(BEGIN) + len(BEGIN)], text[text.index(END) :]
+    page.write_text(f"{head}\n\n{question()}\n\n{tail}", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Other estimators beside memfit.")
+    parser.add_argument(
+        "--install", type=Path, default=Path("build/peers"), metavar="DIR", help="where environments are kept"
+    )
+    parser.add_argument("--torch", type=Path, metavar="PYTHON", help="interpreter whose torch packages are shared")
+    parser.add_argument(
+        "--only", type=lambda t: t.split(","), default=[], metavar="NAMES", help="comma-separated peers"
+    )
+    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    parser.add_argument("--question", action="store_true", help="memfit's part of docs/peers.md, without running peers")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="with --question: renew the page's generated part")
+    options = parser.parse_args(arguments)
+    unknown = [n for n in options.only if n not in {p.name for p in PEERS}]
+    if unknown:
+        parser.error(f"--only: {', '.join(unknown)} is not of {', '.join(p.name for p in PEERS)}")
+    if not options.question:
+        run(options)
+    elif options.write:
+        write_page(options.write)
+    else:
+        print(question())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

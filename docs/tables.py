@@ -151,7 +151,7 @@ def gpu_table() -> str:
             "origin",
             "context [MiB]",
             "memory [GB/s]",
-            "bf16 [TFLOP/s]",
+            "16 bit [TFLOP/s]",
             "link [GB/s]",
             "year",
         )
@@ -170,7 +170,7 @@ def _gpu(gpu: Gpu) -> tuple[str, ...]:
         gpu.total_origin,
         f"{gpu.context_bytes / (1 << 20):.0f}",
         f"{gpu.memory_bytes_per_s / 1e9:.0f}",
-        f"{gpu.peak_flops('bf16') / 1e12:.0f}",
+        f"{max(gpu.peak_flops('bf16'), gpu.peak_flops('fp16')) / 1e12:.0f}",
         link,
         str(gpu.year),
     )

@@ -47,3 +47,14 @@ def test_the_batch_has_good_jobs_and_one_bad_one():
             bad.append(name)
     assert good == ["full", "lora", "qlora"]
     assert bad == ["typo"]
+
+
+def test_the_batch_answers_line_by_line():
+    from click.testing import CliRunner
+
+    from memfit.cli.app import app
+
+    told = CliRunner().invoke(app, ["estimate", "--batch", str(EXAMPLES / "jobs.jsonl")])
+    answers = [json.loads(line) for line in told.stdout.splitlines()]
+    assert [answer["id"] for answer in answers] == ["full", "lora", "qlora", "typo"]
+    assert ["error" in answer for answer in answers] == [False, False, False, True]

@@ -48,7 +48,8 @@ def test_both_languages_show_the_same_examples():
         [(block[1], block[2]) for block in generate._FENCE.finditer((ROOT / name).read_text(encoding="utf-8"))]
         for name in ("README.md", "README.zh.md")
     )
-    assert [b for b in english if b[0] != "sh"] == [b for b in chinese if b[0] != "sh"]
+    run = ("console", "python", "text")
+    assert [block for block in english if block[0] in run] == [block for block in chinese if block[0] in run]
     assert sum(kind == "console" for kind, _ in english) >= 1
 
 
@@ -78,3 +79,16 @@ def test_a_broken_example_is_noticed():
 def test_what_is_said_not_to_run_does_not_run():
     text = "<!-- not run: needs a GPU -->\n```python\n1 / 0\n```\n"
     assert generate._examples(text, "page") == text
+
+
+@pytest.mark.slow
+def test_examples_that_need_torch_run():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    mark = "<!-- not run: needs torch -->\n"
+    found = [(page, part) for page in PAGES for part in (ROOT / page).read_text(encoding="utf-8").split(mark)[1:]]
+    assert found
+    for page, part in found:
+        block = generate._FENCE.match(part)
+        assert block
+        assert generate.run_python(block[2], {"__name__": "docs"}, page).strip()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 import click
 
 from memfit._version import __version__
-from memfit.cli.output import emit, emit_error, hinted
+from memfit.cli.output import UsageFaultError, emit, emit_error, hinted
 from memfit.errors import MemfitError, nearest
 
 
@@ -79,7 +79,7 @@ class _Group(click.Group):
         try:
             code = super().main(words, prog_name, standalone_mode=False, **extra)
         except click.UsageError as error:
-            return emit_error(_usage(error), words)
+            return emit_error(_usage(error, words), words)
         except click.ClickException as error:
             return emit_error(MemfitError(error.format_message()), words)
         except MemfitError as error:
@@ -89,15 +89,16 @@ class _Group(click.Group):
         except Exception as error:
             if os.environ.get("MEMFIT_DEBUG"):
                 raise
-            return emit_error(_Bug(error), words)
+            return emit_error(_BugError(error), words)
         return code if isinstance(code, int) else 0
 
 
-def _usage(error: click.UsageError) -> MemfitError:
+def _usage(error: click.UsageError, words: Sequence[str]) -> MemfitError:
     """What click found, in memfit's words."""
     hint: str | None = getattr(error, "memfit_hint", None)
     text = error.format_message().rstrip(".")
-    path = error.ctx.command_path if error.ctx is not None else "memfit"
+    known = [word for word in words[:1] if word in COMMANDS]
+    path = " ".join(["memfit", *known])
     if isinstance(error, click.NoSuchOption):
         from memfit.cli.jobs import flag_hint
 
@@ -105,16 +106,12 @@ def _usage(error: click.UsageError) -> MemfitError:
         hint = flag_hint(error.option_name, error.possibilities or ())
     elif isinstance(error, click.MissingParameter) and error.param is not None:
         text = f"{error.param.make_metavar(error.ctx or click.Context(app))} is missing"
-    return _UsageFault(text[:1].lower() + text[1:], hint=hint or f"see `{path} --help`")
+    if text[1:2].islower():
+        text = text[:1].lower() + text[1:]
+    return UsageFaultError(text, hint=hint or f"see `{path} --help`")
 
 
-class _UsageFault(MemfitError):
-    """Words on the command line that no command takes."""
-
-    code = "usage"
-
-
-class _Bug(MemfitError):
+class _BugError(MemfitError):
     """Something that must not happen: not the user's fault."""
 
     code = "internal"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from memfit.cli.jobs import Given, field_of
+from memfit.cli.output import UsageFaultError
 from memfit.errors import MemfitError, UnknownNameError
 from memfit.job import BY_NAME, Field
 from memfit.report.sweep import Axis, Sweep
@@ -24,34 +25,38 @@ def parse_axis(text: str) -> Axis:
     """
     name, sign, values = text.partition("=")
     if not sign or not values.strip():
-        raise MemfitError(f"`{text[:80]}` is not a sweep", hint=_HOW)
+        raise UsageFaultError(f"`{text[:80]}` is not a sweep", hint=_HOW)
     spec = field_of(name)
     if spec is None:
         raise UnknownNameError("field to sweep", name[:60], BY_NAME, hint=_HOW)
     found = _range(spec, values, text) if ".." in values else _list(spec, values, text)
     if len(found) > _MOST_VALUES:
-        raise MemfitError(f"`{text[:80]}` has more than {_MOST_VALUES} values")
+        raise UsageFaultError(f"`{text[:80]}` has more than {_MOST_VALUES} values")
     return Axis(field=spec.path, values=tuple(dict.fromkeys(found)))
 
 
 def _list(spec: Field, values: str, text: str) -> list[int | str]:
     words = [word.strip() for word in values.split(",", _MOST_VALUES + 1)]
     if not all(words):
-        raise MemfitError(f"`{text[:80]}` has an empty value", hint=_HOW)
+        raise UsageFaultError(f"`{text[:80]}` has an empty value", hint=_HOW)
     return [_count(word, text) for word in words] if spec.type == "int" else list(words)
 
 
 def _range(spec: Field, values: str, text: str) -> list[int | str]:
     if spec.type not in ("int", "checkpointing"):
-        raise MemfitError(f"`{text[:80]}`: {spec.name} is not counted, so it has no range", hint="list values: a,b,c")
+        raise UsageFaultError(
+            f"`{text[:80]}`: {spec.name} is not counted, so it has no range", hint="list values: a,b,c"
+        )
     ends, sign, step_text = values.partition(":")
     first_text, _, last_text = ends.partition("..")
     first, last = _count(first_text, text), _count(last_text, text)
     step = _count(step_text, text) if sign else 0
     if first > last:
-        raise MemfitError(f"`{text[:80]}` runs backwards", hint=f"write {spec.name}={last}..{first}")
+        raise UsageFaultError(f"`{text[:80]}` runs backwards", hint=f"write {spec.name}={last}..{first}")
     if (sign and step < 1) or (not sign and first < 1):
-        raise MemfitError(f"`{text[:80]}` does not get anywhere", hint="doubling starts at 1 or more, a step is at least 1")
+        raise UsageFaultError(
+            f"`{text[:80]}` does not get anywhere", hint="doubling starts at 1 or more, a step is at least 1"
+        )
     found: list[int | str] = []
     at = first
     while at < last and len(found) <= _MOST_VALUES:
@@ -64,7 +69,7 @@ def _count(word: str, text: str) -> int:
     try:
         return parse_count(word)
     except ValueError:
-        raise MemfitError(f"`{text[:80]}`: `{word.strip()[:40]}` is not a count", hint=_HOW) from None
+        raise UsageFaultError(f"`{text[:80]}`: `{word.strip()[:40]}` is not a count", hint=_HOW) from None
 
 
 def run(job: Given, texts: Sequence[str]) -> Sweep:
@@ -77,9 +82,9 @@ def run(job: Given, texts: Sequence[str]) -> Sweep:
 
     axes = tuple(parse_axis(text) for text in texts)
     if len(axes) > 2 or len({axis.field for axis in axes}) < len(axes):
-        raise MemfitError("a sweep has one axis, or two different ones")
+        raise UsageFaultError("a sweep has one axis, or two different ones")
     if len(axes) == 2 and len(axes[0].values) * len(axes[1].values) > _MOST_CELLS:
-        raise MemfitError(f"the sweep has more than {_MOST_CELLS} cells", hint="take fewer values")
+        raise UsageFaultError(f"the sweep has more than {_MOST_CELLS} cells", hint="take fewer values")
     cells: list[Estimate | MemfitError] = []
     for values in product(*(axis.values for axis in axes)):
         try:

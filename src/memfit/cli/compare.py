@@ -18,6 +18,7 @@ from memfit.cli.output import emit, make_page, output_options
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     left: str,
     right: str,
@@ -41,9 +42,8 @@ def command(
     a, b = (estimate(given(ctx, source).job()) for source in (left, right))
     page = make_page(verbose=verbose, no_color=no_color)
     if as_json:
-        from memfit.report.json import dumps
-
         from memfit.report.compare import compare_document
+        from memfit.report.json import dumps
 
         emit(dumps(compare_document(a, b, (left, right))))
     else:
@@ -51,5 +51,3 @@ def command(
 
         emit(total_text(a, b) if quiet else compare_text(page, a, b, (left, right)))
     return 0
-
-

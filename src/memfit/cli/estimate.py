@@ -24,12 +24,15 @@ _NOT_REPEATED = frozenset({"-v", "--verbose", "--no-color", "--full"})
     metavar="FIELD=A..B",
     help="Vary a field: seq=2k..128k doubles, micro_batch=1..8:1 adds, zero=0,2,3 lists. May be given twice.",
 )
-@click.option("--batch", metavar="FILE", help="Jobs of a JSON-lines file, - for standard input: a result for each line.")
+@click.option(
+    "--batch", metavar="FILE", help="Jobs of a JSON-lines file, - for standard input: a result for each line."
+)
 @click.option("--full", is_flag=True, help="With --batch, --sweep --json: assumptions and changes too (slower).")
 @job_options
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     source: str | None,
     as_json: bool,

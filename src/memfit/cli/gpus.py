@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from memfit.cli.output import emit, make_page, output_options
+
+if TYPE_CHECKING:
+    from memfit.hardware import Gpu
 
 
 @click.command("gpus")
@@ -22,8 +27,7 @@ def command(*, query: str | None, as_json: bool, quiet: bool, verbose: bool, no_
     cards = list(gpus())
     if query:
         words = query.lower().replace("_", "-").split()
-        texts = {g.name: " ".join([g.name, g.title, g.vendor, g.kind, g.architecture, *g.aliases]).lower() for g in cards}
-        found = [g for g in cards if all(word in texts[g.name] for word in words)]
+        found = [card for card in cards if all(word in _text(card) for word in words)]
         if not found:
             names = [n for g in cards for n in (g.name, *g.aliases)]
             raise UnknownNameError("GPU", query[:60], names, hint="`memfit gpus` lists all")
@@ -37,3 +41,7 @@ def command(*, query: str | None, as_json: bool, quiet: bool, verbose: bool, no_
     else:
         emit(gpus_text(make_page(verbose=verbose, no_color=no_color), cards))
     return 0
+
+
+def _text(card: Gpu) -> str:
+    return " ".join([card.name, card.title, card.vendor, card.kind, card.architecture, *card.aliases]).lower()

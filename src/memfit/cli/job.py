@@ -21,6 +21,7 @@ from memfit.cli.output import emit, hinted, make_page, output_options
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     source: str | None,
     as_json: bool,

@@ -22,18 +22,20 @@ _JOB_ENDINGS = (".toml", ".yaml", ".yml")
 _MODEL_ENDINGS = (".gguf", ".safetensors")
 _MAX_JOB_BYTES = 4 << 20
 _UNITS = {"tokens": "TOKENS", "GPUs": "N", "GiB": "GIB", "sequences": "N", "layers": "N"}
+_METAVARS = {"mapping": "JSON", "names": "A,B", "targets": "A,B", "choices": "A,B", "gpu": "[Nx]GPU"}
 _TITLES = {"model": "Model", "task": "Task", "strategy": "Strategy", "hardware": "Hardware", "": "Output"}
-_MOST_CHOICES = 90  # characters of choices that a line of help lists
+_MOST_CHOICES = 250  # characters of choices that a line of help lists
 
 
 class JobCommand(click.Command):
     """A command whose help groups its options by the job's sections."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options under the titles Output, Model, Task, Strategy, Hardware."""
         groups: dict[str, list[tuple[str, str]]] = {title: [] for title in _TITLES.values()}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(param, click.Option):
                 path = _path_of(param)
                 groups[_TITLES[path.partition(".")[0] if path else ""]].append(record)
         for title in ("Output", *(t for t in groups if t != "Output")):
@@ -73,13 +75,13 @@ def _metavar(spec: Field) -> str:
         return _UNITS.get(spec.unit, "N")
     if spec.type == "number":
         return _UNITS.get(spec.unit, "X")
-    return {"mapping": "JSON", "names": "A,B", "targets": "A,B", "choices": "A,B", "gpu": "[Nx]GPU"}.get(spec.type, "WORD")
+    return _METAVARS.get(spec.type, "WORD")
 
 
 def _help(spec: Field) -> str:
     listed = ", ".join(spec.choices)
-    text = f"{spec.doc}: {listed}" if listed and len(listed) <= _MOST_CHOICES else spec.doc
-    return f"{text} ({spec.kind})" if spec.kind else text
+    text = f"{spec.doc} [{listed}]" if listed and len(listed) <= _MOST_CHOICES else spec.doc
+    return f"({spec.kind}) {text}" if spec.kind else text
 
 
 def flag_hint(typed: str, possibilities: Iterable[str]) -> str | None:
@@ -187,5 +189,7 @@ def field_of(name: str) -> Field | None:
     plain = name.strip().lstrip("-").replace("-", "_").lower()
     if plain == "model":
         return BY_PATH["model.name"]
-    by_flag = {flag.lstrip("-").replace("-", "_"): spec for spec in FIELDS for flag in spec.flags if flag.startswith("--")}
+    by_flag = {
+        flag.lstrip("-").replace("-", "_"): spec for spec in FIELDS for flag in spec.flags if flag.startswith("--")
+    }
     return BY_PATH.get(plain) or BY_NAME.get(plain) or by_flag.get(plain) or FOREIGN.get(plain)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from memfit.cli.output import emit, make_page, output_options
+
+if TYPE_CHECKING:
+    from memfit.models.catalog import Entry
 
 
 @click.command("models")
@@ -38,7 +43,6 @@ def command(*, query: str | None, as_json: bool, quiet: bool, verbose: bool, no_
     return 0
 
 
-def _text(entry: object) -> str:
-    name, repo = getattr(entry, "name", ""), getattr(entry, "repo", "")
-    config, aliases = getattr(entry, "config", {}), getattr(entry, "aliases", ())
-    return " ".join([name, repo, *aliases, str(config.get("model_type", ""))]).lower().replace("_", "-")
+def _text(entry: Entry) -> str:
+    kind = str(entry.config.get("model_type", ""))
+    return " ".join([entry.name, entry.repo, *entry.aliases, kind]).lower().replace("_", "-")

@@ -19,6 +19,12 @@ _NARROWEST, _WIDEST = 40, 140
 _PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ended
 
 
+class UsageFaultError(MemfitError):
+    """Words on the command line that no command takes."""
+
+    code = "usage"
+
+
 def hinted(text: str, hint: str, ctx: click.Context | None = None) -> click.UsageError:
     """A usage error with a hint of its own."""
     error = click.UsageError(text, ctx)

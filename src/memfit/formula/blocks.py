@@ -19,7 +19,9 @@ from collections.abc import Callable
 
 from memfit.formula.style import Style
 from memfit.formula.tape import Form, Program, Tape, Value
-from memfit.models.architecture import Attention, Block, Mlp, Moe, Recurrent
+from memfit.models.architecture import Attention, Block, Code, Mlp, Moe, Recurrent
+
+PLAIN = Code()
 
 ACTIVATIONS: dict[str, tuple[int, bool]] = {
     "silu": (1, False),
@@ -52,30 +54,49 @@ class Recorder:
 
     # -- pieces ---------------------------------------------------------------------------------------------------
 
-    def norm(self, x: Value, kind: str, stat: str = "t") -> Value:
-        """RMSNorm or LayerNorm over the last dim; statistics are fp32 per row."""
+    def norm(self, x: Value, kind: str, stat: str = "t", code: Code = PLAIN, *, weight: bool = True) -> Value:
+        """RMSNorm or LayerNorm over the last dim; statistics are fp32 per row.
+
+        Args:
+            x: what is normalised.
+            kind: ``rms``, ``layer`` or ``none``.
+            stat: atom of the rows.
+            code: how the class computes it.
+            weight: the norm has one.
+        """
         if kind == "none":
             return x
-        style = self.style
+        style, op = self.style, self.tape.op
         stats = {stat: 8 if kind == "layer" else 4}
-        if kind == "layer" or style.norm == "fused":
+        native = kind == "layer" and code.norm != "written"
+        if style.norm == "fused" or (native and code.norm == "low"):
             width = 4 if style.autocast else x.width
-            return self.tape.op("norm", [x], x.atom, width, saved=[x], extra_saved=stats, cheap=True)
-        up = x if x.width == 4 else self.tape.op("norm.float", [x], x.atom, 4, cheap=True)
-        scaled = self.tape.op(
+            return op("norm", [x], x.atom, width, saved=[x], extra_saved=stats, cheap=True)
+        up = x if x.width == 4 else op("norm.float", [x], x.atom, 4, cheap=True)
+        if native:
+            y = op("norm", [up], x.atom, 4, saved=[up], extra_saved=stats, cheap=True)
+            return y if x.width == 4 else op("norm.cast", [y], x.atom, x.width, cheap=True)
+        centred = kind == "layer"  # two differences from the mean are kept instead of the copy
+        scaled = op(
             "norm.scale",
             [up],
             x.atom,
             4,
-            saved=[up],
-            extra_saved=stats,
+            saved=[] if centred else [up],
+            extra_saved={**stats, x.atom: 8} if centred else stats,
             cheap=True,
             forward_temp={x.atom: 4},
             backward_temp={x.atom: 8},
         )
-        low = scaled if x.width == 4 else self.tape.op("norm.cast", [scaled], x.atom, x.width, cheap=True)
-        saved = [low] if style.trained else []
-        return self.tape.op("norm.weight", [low], x.atom, low.width, saved=saved, cheap=True)
+        low = scaled
+        if code.norm == "low" and x.width < 4:
+            low = op("norm.cast", [scaled], x.atom, x.width, cheap=True)
+        if weight:
+            trained = style.trained
+            temp: Form = {x.atom: low.width, f"{'RH' if stat == 'h' else 'R'}.{x.atom}": 1} if trained else {}
+            saved = [low] if trained else []
+            low = op("norm.weight", [low], x.atom, low.width, saved=saved, cheap=True, backward_temp=temp)
+        return low if low.width == x.width else op("norm.cast", [low], x.atom, x.width, cheap=True)
 
     def cast(self, x: Value) -> Value:
         """Autocast's copy in the compute dtype."""
@@ -92,11 +113,11 @@ class Recorder:
         return self._gathered[id(x)]
 
     def linear(
-        self, x: Value, out: str, role: str, part: str, *, column: bool = True, width: int | None = None
+        self, x: Value, out: str, role: str, part: str, *, column: bool = True, bias: bool = False
     ) -> Value:
         """A Linear layer with its adapter, if any; ``part`` names its weight atom."""
         style, tape = self.style, self.tape
-        width = width or style.width
+        width = style.width
         source = x
         if column:
             x = self.gather(x)
@@ -119,7 +140,7 @@ class Recorder:
             grad=low.grad or trained or bool(rank),
             matmul=True,
             forward_temp=temp,
-            backward_temp=temp,
+            backward_temp={**temp, f"R.{out}": 1} if bias and trained else temp,
             weight_grad=grads,
         )
         if rank:
@@ -170,64 +191,126 @@ class Recorder:
         temp = {x.atom: 3 * x.width} if self.style.rope == "composite" else {}
         return self.tape.op("rope", [x], x.atom, x.width, cheap=True, forward_temp=temp, backward_temp=temp)
 
-    def core_attention(self, q: Value, k: Value, v: Value, att: Attention, scores: str = "s") -> Value:
-        """softmax(q k^T) v."""
-        tape, style = self.tape, self.style
-        eager = style.attention == "eager" or att.softcap
-        w = style.width
-        grouped = att.kind == "gqa" and att.num_heads != att.num_kv_heads
-        if grouped and (eager or style.attention == "efficient"):
-            k = tape.op("repeat_k", [k], "q", w, cheap=True)
-            v = tape.op("repeat_v", [v], "o", w, cheap=True)
-        if not eager:
-            # dQ is accumulated in fp32; with grouped heads dK and dV are staged per query head (flash-attn 2 backward)
-            staging = {"q": 4 + (2 * w if grouped and style.attention == "flash" else 0), "h": 4}
-            return tape.op(
-                "attention",
-                [q, k, v],
-                "o",
-                w,
-                saved=[q, k, v],
-                saves_output=True,
-                extra_saved={"h": 4},
-                core=True,
-                backward_temp=staging,
-            )
-        product = tape.op("scores", [q, k], scores, w, saved=[q, k], core=True, forward_temp={scores: w})
-        if att.softcap:
-            product = tape.op("softcap", [product], scores, w, saves_output=True, core=True)
-        soft = tape.op("softmax", [product], scores, 4, saves_output=True, core=True, backward_temp={scores: w})
-        low = soft if w == 4 else tape.op("softmax.cast", [soft], scores, w, core=True)
-        if att.dropout:
-            low = tape.op("attention.dropout", [low], scores, w, extra_saved={scores: 1}, core=True)
-        return tape.op("context", [low, v], "o", w, saved=[low, v], core=True)
+    def core_attention(self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, joined: bool = False) -> Value:
+        """softmax(q k^T) v, heads merged.
 
-    def attention(self, h: Value, att: Attention, context: Value | None = None) -> Value:
+        ``joined``: q was joined from parts, so heads lie before tokens in memory; the flash kernel then gives its
+        output in that order, and merging the heads is a copy.
+        """
+        style, w = self.style, self.style.width
+        op = self.tape.op
+        grouped = att.kind == "gqa" and att.num_heads != att.num_kv_heads and k.atom == "k"
+        if style.attention == "eager" or att.softcap or code.kernel == "eager":
+            return self.eager_attention(q, k, v, att, code, grouped=grouped)
+        always = style.masks and code.kernel == "masked"
+        uneven = style.masks and att.head_dim != att.v_head_dim  # no flash kernel for unlike head dims
+        efficient = style.attention == "efficient" or always or uneven
+        if style.masks and (code.kernel == "math" or (grouped and efficient and not always)):
+            return self.math_attention(q, k, v, grouped=grouped)
+        windowed = style.masks and att.window is not None and not efficient
+        saved: Form = {"h": 4}
+        staging: Form = {"q": 4, "h": 4}  # dQ is accumulated in fp32
+        if grouped and (efficient or windowed):
+            k = op("repeat_k", [k], "kr" if windowed else "q", w, cheap=True)
+            v = op("repeat_v", [v], "vr" if windowed else "o", w, cheap=True)
+        if windowed or always:
+            saved["P" if code.position_bias else "M"] = w  # SDPA makes an additive mask of its own at each call
+        if grouped and not efficient:
+            staging["qs" if windowed else "q"] = staging.get("qs" if windowed else "q", 0) + 2 * w  # dK, dV per query head
+        if code.position_bias:
+            staging["s"] = w
+        if joined and not efficient:
+            saved["om" if windowed else "o"] = w
+        return op(
+            "attention",
+            [q, k, v],
+            "o",
+            w,
+            saved=[q, k, v],
+            saves_output=True,
+            extra_saved=saved,
+            core=True,
+            backward_temp=staging,
+        )
+
+    def eager_attention(self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, grouped: bool) -> Value:
+        """Attention written out with its matrix of scores; the softmax runs in fp32."""
+        op, w = self.tape.op, self.style.width
+        if grouped:
+            k = op("repeat_k", [k], "q", w, cheap=True)
+            v = op("repeat_v", [v], "o", w, cheap=True)
+        wide = 4 if code.float_scores else w
+        if wide > w:
+            q, k = op("q.float", [q], "q", wide), op("k.float", [k], "q", wide)
+        temp = {"s": wide}
+        product = op("scores", [q, k], "s", wide, saved=[q, k], core=True, forward_temp=temp, backward_temp=temp)
+        if att.softcap:
+            product = op("softcap", [product], "s", w, saves_output=True, core=True, backward_temp=temp)
+        soft_width = w if att.sinks else 4
+        soft = op(
+            "softmax",
+            [product],
+            "s",
+            soft_width,
+            saves_output=True,
+            core=True,
+            forward_temp={"s": 2 * w} if att.sinks else {},
+            backward_temp={"s": soft_width + (2 * w if att.sinks else 0)},
+            extra_saved={"h": w + 8} if att.sinks else {},
+        )
+        low = soft if soft_width == w else op("softmax.cast", [soft], "s", w, core=True)
+        if att.dropout:
+            low = op("attention.dropout", [low], "s", w, extra_saved={"s": 1}, core=True)
+        out = op("context", [low, v], "o", w, saved=[low, v], core=True)
+        return op("merge", [out], "o", w, cheap=True)
+
+    def math_attention(self, q: Value, k: Value, v: Value, *, grouped: bool) -> Value:
+        """SDPA without a fused kernel: everything in fp32, queries and keys scaled before the product."""
+        op, w = self.tape.op, self.style.width
+        k_atom, v_atom = k.atom, v.atom
+        if grouped and w == 4:
+            k, v = op("repeat_k", [k], "q", w), op("repeat_v", [v], "o", w)
+            k_atom, v_atom = "q", "o"
+        q = op("q.scale", [q], "q", 4, forward_temp={"q": 4} if w < 4 else {})
+        k = op("k.scale", [k], k_atom, 4, forward_temp={k_atom: 4} if w < 4 else {})
+        v = v if w == 4 else op("v.float", [v], v_atom, 4)
+        product = op("scores", [q, k], "s", 4, saved=[q, k], core=True, forward_temp={"s": 4})
+        soft = op("softmax", [product], "s", 4, saves_output=True, core=True, forward_temp={"s": 4}, backward_temp={"s": 4})
+        out = op("context", [soft, v], "o", 4, saved=[soft, v], core=True)
+        return op("merge", [out], "o", w)
+
+    def attention(self, h: Value, att: Attention, code: Code = PLAIN, context: Value | None = None) -> Value:
         """Projections, rotary embedding, core attention and output projection."""
         if att.kind == "mla":
-            return self.latent_attention(h, att)
+            return self.latent_attention(h, att, code)
         tape, w = self.tape, self.style.width
         source = context or h
+        bias = att.qkv_bias
         if att.fused_qkv and context is None:
-            qkv = self.linear(h, "qkv", "qkv_proj", "attention")
+            qkv = self.linear(h, "qkv", "qkv_proj", "attention", bias=bias)
             q = tape.op("q", [qkv], "q", w, view=True)
             k = tape.op("k", [qkv], "k", w, view=True)
             v = tape.op("v", [qkv], "v", w, view=True)
+            if code.expand_kv:
+                k = tape.op("expand_k", [k], "q", w)
+                v = tape.op("expand_v", [v], "o", w)
         else:
-            q = self.linear(h, "q", "q_proj", "attention")
-            k = self.linear(source, "k", "k_proj", "attention")
-            v = self.linear(source, "v", "v_proj", "attention")
+            q = self.linear(h, "q", "q_proj", "attention", bias=bias)
+            k = self.linear(source, "k", "k_proj", "attention", bias=bias)
+            v = self.linear(source, "v", "v_proj", "attention", bias=bias)
         if att.qk_norm != "none":
-            q, k = self.norm(q, "rms", "h"), self.norm(k, "rms", "h")
+            rows = "h" if att.qk_norm == "head" else "T"
+            q, k = self.norm(q, "rms", rows, code), self.norm(k, "rms", rows, code)
             q, k = self.cast(q), self.cast(k)
         q, k = self.rope(q, att), self.rope(k, att)
-        out = self.core_attention(q, k, v, att)
+        joined = bool(att.rotary_dim) and (code.rope_cat or att.rotary_dim < att.head_dim)
+        out = self.core_attention(q, k, v, att, code, joined=joined)
         if att.output_gate:
             gate = self.linear(h, "o", "q_proj", "attention")
             out = tape.op("output_gate", [out, gate], "o", w, saved=[out, gate], cheap=True, forward_temp={"o": w})
-        return self.linear(out, "x", "o_proj", "attention", column=False)
+        return self.linear(out, "x", "o_proj", "attention", column=False, bias=att.out_bias)
 
-    def latent_attention(self, h: Value, att: Attention) -> Value:
+    def latent_attention(self, h: Value, att: Attention, code: Code) -> Value:
         """DeepSeek's MLA in its training form: latents are expanded to full keys and values.
 
         Atoms: m1 T*q_lora, m2 T*(kv_lora+rope), m3 T*kv_lora, m4 T*H*(nope+v)/t.
@@ -245,8 +328,8 @@ class Recorder:
         q = tape.op("q.cat", [q], "q", w, cheap=True, forward_temp={"q": w})
         k = tape.op("k.cat", [kv, latent], "q", w, cheap=True)
         v = tape.op("v", [kv], "o", w, view=True)
-        out = self.core_attention(q, k, v, att)
-        return self.linear(out, "x", "o_proj", "attention", column=False)
+        out = self.core_attention(q, k, v, att, code, joined=True)
+        return self.linear(out, "x", "o_proj", "attention", column=False, bias=att.out_bias)
 
     # -- feed-forward ---------------------------------------------------------------------------------------------
 
@@ -261,17 +344,24 @@ class Recorder:
 
     def mlp(self, h: Value, mlp: Mlp, atom: str = "f", part: str = "mlp") -> Value:
         """Gated or plain feed-forward layer."""
-        tape, w = self.tape, self.style.width
-        names = ("gate_proj", "up_proj", "down_proj") if mlp.gated else ("", "fc1", "fc2")
         if not mlp.gated:
-            inner = self.activation(self.linear(h, atom, names[1], part), mlp.act)
+            inner = self.activation(self.linear(h, atom, "fc1", part, bias=mlp.bias), mlp.act)
+            down = "fc2"
         else:
-            gate = self.linear(h, atom, names[0], part)
-            up = self.linear(h, atom, names[1], part)
+            gate, up = self.gate_up(h, atom, part, fused=mlp.fused_gate_up, bias=mlp.bias)
             inner = self.gated(gate, up, mlp.act, atom)
-        inner = self.dropout(inner, 0.0)
-        del tape, w
-        return self.dropout(self.linear(inner, "x", names[2], part, column=False), mlp.dropout)
+            down = "down_proj"
+        inner = self.dropout(inner, mlp.dropout)
+        return self.linear(inner, "x", down, part, column=False, bias=mlp.bias)
+
+    def gate_up(self, h: Value, atom: str, part: str, *, fused: bool, bias: bool = False) -> tuple[Value, Value]:
+        """The two inputs of a gated layer: two products, or halves of one."""
+        if not fused or self.style.lora:
+            gate = self.linear(h, atom, "gate_proj", part, bias=bias)
+            return gate, self.linear(h, atom, "up_proj", part, bias=bias)
+        both = self.linear(h, atom + atom[-1], "gate_up_proj", part, bias=bias)
+        w = self.style.width
+        return self.tape.op("gate", [both], atom, w, view=True), self.tape.op("up", [both], atom, w, view=True)
 
     def gated(self, gate: Value, up: Value, act: str, atom: str) -> Value:
         """act(gate) * up."""
@@ -280,31 +370,39 @@ class Recorder:
         active = self.activation(gate, act)
         return self.tape.op("glu", [active, up], atom, gate.width, saved=[active, up], cheap=True)
 
-    def moe(self, h: Value, moe: Moe) -> Value:
+    def moe(self, h: Value, moe: Moe, code: Code = PLAIN) -> Value:
         """Router, dispatch, experts and combination."""
         tape, w = self.tape, self.style.width
         h = self.gather(h)
-        router = tape.op("router", [h], "e", w, saved=[h] if self.style.trained else [], matmul=True)
+        source = h
+        if code.router_float and w < 4:
+            source = tape.op("router.float", [h], h.atom, 4)
+        saved = [source] if self.style.trained else []
+        router = tape.op("router", [source], "e", source.width, saved=saved, matmul=True)
         soft = tape.op("router.softmax", [router], "e", 4, saves_output=True, forward_temp={"e": 4})
-        weights = tape.op("topk", [soft], "tk", 4, extra_saved={"tk": 8})
-        routed = tape.op("dispatch", [h], "p", w, extra_saved={"tk": 8})
+        weights = tape.op("topk", [soft], "tk", w, extra_saved={"tk": 8 + 4})
+        # order of the tokens by expert, its inverse, and the token of each row
+        routed = tape.op("dispatch", [h], "p", w, extra_saved={"tk": 24}, backward_temp={"p": w})
         part = "expert"
-        names = ("gate_proj", "up_proj", "down_proj") if moe.gated else ("", "up_proj", "down_proj")
         if moe.gated:
-            gate = self.linear(routed, "r", names[0], part)
-            inner = self.gated(gate, self.linear(routed, "r", names[1], part), moe.act, "r")
+            gate, up = self.gate_up(routed, "r", part, fused=self.style.mlp != "fused")
+            if code.clamped_glu:
+                inner = tape.op("glu", [gate, up], "r", w, saved=[gate, up], extra_saved={"r": 4 * w}, cheap=True)
+            else:
+                inner = self.gated(gate, up, moe.act, "r")
         else:
-            inner = self.activation(self.linear(routed, "r", names[1], part), moe.act)
-        out = self.linear(inner, "p", names[2], part, column=False)
-        scaled = tape.op("combine.scale", [out, weights], "p", w, saved=[out, weights], cheap=True)
+            inner = self.activation(self.linear(routed, "r", "up_proj", part), moe.act)
+        out = self.linear(inner, "p", "down_proj", part, column=False)
+        scaled = tape.op("combine.scale", [out, weights], "p", w, saved=[out, weights], cheap=True, backward_temp={"p": w})
+        ordered = tape.op("combine.order", [scaled], "p", w, cheap=True)
         atom = "X" if h.atom == "X" else "x"
-        y = tape.op("combine", [scaled], atom, w, cheap=True)
+        y = tape.op("combine", [ordered], atom, w, cheap=True)
         if atom == "X":
             y = tape.op("reduce-scatter", [y], "x", w, cheap=True)
         if moe.shared_intermediate:
             shared = self.mlp(h, Mlp(intermediate=moe.shared_intermediate, gated=moe.gated, act=moe.act), "g", "mlp")
             if moe.shared_gate:
-                shared = tape.op("shared_gate", [shared], "x", w, saved=[shared], cheap=True)
+                shared = tape.op("shared_gate", [shared], "x", w, saved=[shared], cheap=True, backward_temp={"x": w})
             y = self.residual(y, shared)
         if moe.dense:
             y = self.residual(y, self.mlp(h, moe.dense, "f", "mlp"))
@@ -344,7 +442,7 @@ class Recorder:
         """The block's mixer: attention, recurrence, or both in parallel."""
         parts: list[Value] = []
         if block.attention:
-            parts.append(self.attention(h, block.attention))
+            parts.append(self.attention(h, block.attention, block.code))
         if block.recurrent:
             parts.append(self.recurrent(h, block.recurrent))
         y = parts[0]
@@ -352,34 +450,44 @@ class Recorder:
             y = self.residual(y, other)
         return y
 
-    def feed(self, h: Value, ffn: Mlp | Moe) -> Value:
+    def feed(self, h: Value, block: Block) -> Value:
         """The block's feed-forward layer."""
-        return self.moe(h, ffn) if isinstance(ffn, Moe) else self.mlp(h, ffn)
+        assert block.ffn is not None
+        return self.moe(h, block.ffn, block.code) if isinstance(block.ffn, Moe) else self.mlp(h, block.ffn)
 
     def block(self, block: Block) -> Program:
         """The whole block, compiled."""
-        style = self.style
+        style, code = self.style, block.code
         x = self.tape.input("x", style.residual)
-        post: Callable[[Value], Value] = (lambda y: self.norm(y, block.norm)) if block.num_norms >= 4 else (lambda y: y)
+        weight = any(t.part == "norm" and not t.name.startswith(("self_attn", "attn")) for t in block.tensors)
+
+        def norm(y: Value) -> Value:
+            return self.norm(y, block.norm, "t", code, weight=weight)
+
+        def sublayer(x: Value, run: Callable[[Value], Value]) -> Value:
+            y = run(norm(x) if code.norm_at == "input" else x)
+            if code.norm_at == "output" or block.num_norms >= 4:
+                y = norm(y)
+            y = self.residual(x, self.dropout(y, block.dropout))
+            return norm(y) if code.norm_at == "sum" else y
+
         has_mixer = block.attention is not None or block.recurrent is not None
         if block.parallel and has_mixer and block.ffn:
-            h = self.norm(x, block.norm)
-            h2 = self.norm(x, block.norm) if block.num_norms >= 2 else h
+            h = norm(x)
+            h2 = norm(x) if block.num_norms >= 2 else h
             y = self.dropout(self.mix(h, block), block.dropout)
-            f = self.feed(h2, block.ffn)
+            f = self.dropout(self.feed(h2, block), block.dropout)
             out = self.residual(x, self.residual(y, f))
             return self.tape.compile(out, policy=style.checkpoint)
         out = x
         if has_mixer:
-            y = post(self.mix(self.norm(out, block.norm), block))
-            out = self.residual(out, self.dropout(y, block.dropout))
+            out = sublayer(out, lambda h: self.mix(h, block))
         if block.cross:
             memory = self.tape.input("enc", style.width, grad=True)
-            y = self.attention(self.norm(out, block.norm), block.cross, memory)
-            out = self.residual(out, self.dropout(y, block.dropout))
+            cross = block.cross
+            out = sublayer(out, lambda h: self.attention(h, cross, code, memory))
         if block.ffn:
-            y = post(self.feed(self.norm(out, block.norm), block.ffn))
-            out = self.residual(out, self.dropout(y, block.dropout))
+            out = sublayer(out, lambda h: self.feed(h, block))
         return self.tape.compile(out, policy=style.checkpoint)
 
 

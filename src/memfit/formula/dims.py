@@ -144,20 +144,34 @@ def attention_atoms(att: Attention, d: Dims, tokens: Int) -> dict[str, Int]:
     heads = cdiv(att.num_heads, d.tp)
     kv = maximum(cdiv(att.num_kv_heads, d.tp), 1)
     q = tokens * heads * att.head_dim
-    out = {
+    o = tokens * heads * att.v_head_dim
+    square = d.seq_len * d.seq_len
+    # SDPA drops the mask of a window that is longer than the sequence (masking_utils: kv_length < local_attention_size)
+    masked = 0 if att.window is None else d.seq_len >= att.window
+    k, v = tokens * kv * att.head_dim, tokens * kv * att.v_head_dim
+    windowed = {
+        "M": where(masked, square, 0),
+        "kr": where(masked, q, k),
+        "vr": where(masked, o, v),
+        "qs": where(masked, 0, q),
+        "om": where(masked, 0, o),
+    }
+    out = windowed | {
         "q": q,
-        "k": tokens * kv * att.head_dim,
-        "v": tokens * kv * att.v_head_dim,
-        "o": tokens * heads * att.v_head_dim,
+        "k": k,
+        "v": v,
+        "o": o,
         "h": tokens * heads,
         "s": tokens * heads * d.seq_len,
+        "P": square * heads,
+        "SS": square,
     }
     out["qkv"] = out["q"] + out["k"] + out["v"]
     if att.kind == "mla":
         latent = att.kv_lora_rank + att.qk_rope_head_dim
         out["m1"] = tokens * att.q_lora_rank
         out["m2"] = tokens * latent
-        out["m3"] = tokens * latent
+        out["m3"] = tokens * att.kv_lora_rank
         out["m4"] = tokens * heads * (att.qk_nope_head_dim + att.v_head_dim)
     return out
 
@@ -177,10 +191,13 @@ def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -
         out["tk"] = tokens * ffn.top_k
         out["p"] = routed * hidden
         out["r"] = routed * cdiv(ffn.intermediate, d.tp)
+        out["rr"] = 2 * out["r"]
         out["g"] = tokens * cdiv(ffn.shared_intermediate, d.tp)
         out["f"] = tokens * cdiv(ffn.dense.intermediate, d.tp) if ffn.dense else 0
     elif ffn:
         out["f"] = tokens * cdiv(ffn.intermediate, d.tp)
+    if "f" in out:
+        out["ff"] = 2 * out["f"]
     rec = block.recurrent
     if rec:
         inner = cdiv(rec.inner, d.tp)
@@ -189,20 +206,59 @@ def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -
         out["c"] = tokens * conv
         out["b"] = tokens * maximum(cdiv(rec.num_heads, d.tp), 1)
         out["z"] = tokens * (inner + conv) + 2 * out["b"]
+        if rec.kind == "conv":
+            out["z"] = 3 * out["i"]
         out["y"] = cdiv(tokens, rec.chunk) * cdiv(rec.state_elements, d.tp)
     return out
 
 
-def evaluate(form: Mapping[str, int], atoms: Mapping[str, Int]) -> Int:
+PROCESSORS = 132
+"""Multiprocessors of the GPU that reductions are sized for (H100, H200)."""
+
+
+def reduction(rows: Int, columns: Int) -> Int:
+    """Bytes that CUDA stages for the sum of a (rows, columns) tensor over its rows, as for a bias gradient.
+
+    PyTorch's Reduce.cuh: blocks of 32 x 4 threads, four columns a thread; several blocks share a column when each
+    thread has at least 256 rows, as many as fill the GPU.
+    """
+    width = minimum(maximum(columns // 4, 1), 32)
+    height = 128 // width
+    each = cdiv(rows, height)
+    grid = cdiv(columns, 4 * width)
+    target = PROCESSORS * 16
+    blocks = maximum(minimum(cdiv(target, grid), cdiv(each, 16)), cdiv(each, 256))
+    return where((each >= 256) & (grid <= target), 16 * columns * blocks * width, 0)
+
+
+def derived(atom: str, atoms: dict[str, Int]) -> Int | None:
+    """Atoms that follow from others: ``R.a`` stages the sum of ``a`` over tokens, ``RH.a`` over tokens and heads."""
+    kind, _, base = atom.partition(".")
+    size = atoms.get(base)
+    if kind not in ("R", "RH") or size is None:
+        return None
+    rows = atoms["t"] if base == "x" else atoms["T"]
+    columns = size // rows
+    if kind == "RH":
+        columns = atoms["q"] // atoms["h"]
+        rows = size // columns
+    return reduction(rows, columns)
+
+
+def evaluate(form: Mapping[str, int], atoms: dict[str, Int]) -> Int:
     """The bytes of a linear form."""
     total: Int = 0
     for atom, width in form.items():
         value = atoms.get(atom)
-        if value is not None:
-            total = total + value * width
+        if value is None:
+            value = derived(atom, atoms)
+            if value is None:
+                continue
+            atoms[atom] = value
+        total = total + value * width
     return total
 
 
-def highest(forms: tuple[Mapping[str, int], ...], atoms: Mapping[str, Int]) -> Int:
+def highest(forms: tuple[Mapping[str, int], ...], atoms: dict[str, Int]) -> Int:
     """The largest of several linear forms."""
     return maximum(*(evaluate(form, atoms) for form in forms))

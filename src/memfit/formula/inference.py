@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from memfit.formula import profile as profiles
@@ -65,9 +66,26 @@ class Serving:
         return self.weights + self.kv + self.state + max(self.activation, self.logits) + self.tables + self.workspace
 
 
-def _version(text: str | None) -> tuple[int, int] | None:
-    match = re.search(r"(\d{1,3})\.(\d{1,3})", text or "")
-    return (int(match.group(1)), int(match.group(2))) if match else None
+@cache
+def _rows() -> tuple[dict[str, Any], ...]:
+    return tuple(profiles.read_data("inference.toml")["row"])
+
+
+def traits(framework_version: str | None) -> dict[str, Any]:
+    """The rows of ``data/inference.toml`` that apply to a version text, merged."""
+    text = (framework_version or "").lower()
+    out: dict[str, Any] = {}
+    for row in _rows():
+        at = text.find(row["match"])
+        if at < 0:
+            continue
+        if "before" in row:
+            stated = re.search(r"(\d{1,3})\.(\d{1,3})", text[at:])
+            limit = tuple(int(n) for n in row["before"].split("."))
+            if stated is None or (int(stated.group(1)), int(stated.group(2))) >= limit:
+                continue
+        out |= {k: v for k, v in row.items() if k not in ("match", "before", "source")}
+    return out
 
 
 def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int) -> int:
@@ -95,6 +113,15 @@ def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int) -> int:
     return cdiv(total, pp)
 
 
+def _qkv_bytes(arch: Architecture, weights: Any) -> int:
+    """Stored bytes of all query, key and value projections."""
+    numel = 0
+    for block, number in zip(arch.decoder.blocks, arch.decoder.counts(), strict=True):
+        inputs = (t for t in block.tensors if t.linear and t.part == "attention" and t.tp_dim == 0)
+        numel += number * sum(t.numel for t in inputs)
+    return int(profiles.dtype(weights).bytes_of(numel))
+
+
 def _block_peak(stack: Stack, d: Dims, tokens: int, style: Style) -> int:
     best = 0
     for block in stack.blocks:
@@ -118,32 +145,35 @@ def serving(resolved: Resolved) -> Serving:
     kv_bits = _KV_BITS.get(str(v["kv"]), 16)
     kv_elements = 0
     per_token = 0
+    quirks = traits(v["framework_version"])
+    cached = v["output"] if quirks.get("cache") == "output" and v["output"] else context
     for block in kv_elements_per_token(arch):
         split = max(1, v["tp"]) if block.per_token else 1
-        kv_elements += cdiv(block.layers * block.per_token * block.tokens_kept(context), split)
+        kv_elements += cdiv(block.layers * block.per_token * block.tokens_kept(cached), split)
         per_token += cdiv(block.layers * block.per_token, split)
     state, conv = state_elements(arch)
-    style = Style(trained=False, attention="eager" if v["attention"] == "eager" else "flash", rope="composite")
+    eager = v["attention"] == "eager" or quirks.get("attention") == "eager"
+    style = Style(trained=False, attention="eager" if eager else "flash", rope="composite")
     tokens = sequences * prompt
     step_tokens = min(tokens, v["batch_tokens"]) if v["batch_tokens"] else tokens
-    activation = _block_peak(arch.decoder, Dims(micro_batch=1, seq_len=prompt, tp=v["tp"]), step_tokens, style)
-    version = _version(v["framework_version"]) if "transformers" in (v["framework_version"] or "") else None
-    old = version is not None and version < (4, 45)
+    one = Dims(micro_batch=1, seq_len=prompt, tp=v["tp"])
+    activation = _block_peak(arch.decoder, one, step_tokens, style)
     vocab = arch.vocab_size
-    logits = tokens * vocab * 6 if old else sequences * vocab * 6
+    logits = tokens * vocab * 6 if quirks.get("logits") == "prompt" else sequences * vocab * 6
     if v["output"] == 0 and v["prompt"]:
         logits = tokens * vocab * 2  # a forward pass over the text (perplexity), 16-bit logits of every position
     tables = 0
-    if old and version is not None and arch.max_positions:
-        # until 4.45 every attention layer kept its own cosine and sine tables for all positions
+    if quirks.get("tables") and arch.max_positions:
         tables = sum(
             2 * 2 * arch.max_positions * b.attention.rotary_dim * n
             for b, n in zip(arch.decoder.blocks, arch.decoder.counts(), strict=True)
             if b.attention and b.attention.rotary_dim
         )
+    weights = weights_bytes(arch, v["weights"] or "bf16", d, v["pp"])
+    weights += cdiv(_qkv_bytes(arch, v["weights"] or "bf16") * quirks.get("qkv_copies", 0), v["pp"] * v["tp"])
     bytes_kv = int(kv_elements * kv_bits // 8)
     return Serving(
-        weights=weights_bytes(arch, v["weights"] or "bf16", d, v["pp"]),
+        weights=weights,
         kv=cdiv(bytes_kv * sequences, v["pp"]),
         kv_per_token=int(per_token * kv_bits // 8),
         state=cdiv((state * 4 + conv * 2) * sequences, v["pp"] * v["tp"]),

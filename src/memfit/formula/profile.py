@@ -84,6 +84,7 @@ class Profile:
     reference: bool = False
     balance_cost: bool = False
     expandable: bool = False
+    no_sync: bool = False
     bucket: int = 0
     schemes: Mapping[str, str] = field(hash=False)
     sharded: Mapping[str, str] = field(hash=False)
@@ -124,14 +125,15 @@ class Dtype:
         return -(-numel * self.num // (8 * self.den))
 
 
-def _data(name: str) -> dict[str, Any]:
+def read_data(name: str) -> dict[str, Any]:
+    """A data file of the memory model by name."""
     text = resources.files("memfit.formula").joinpath("data", name).read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 
 @cache
 def _profiles() -> dict[str, Any]:
-    return _data("profiles.toml")
+    return read_data("profiles.toml")
 
 
 @cache
@@ -195,13 +197,13 @@ def loss(name: str) -> Loss:
 @cache
 def optimizer(name: str) -> Optimizer:
     """An optimizer's rows."""
-    return Optimizer(name=name, **_data("optimizers.toml")[name])
+    return Optimizer(name=name, **read_data("optimizers.toml")[name])
 
 
 @cache
 def dtypes() -> dict[str, Dtype]:
     """All storage dtypes."""
-    return {k: Dtype(name=k, **v) for k, v in _data("dtypes.toml").items() if k != "meta"}
+    return {k: Dtype(name=k, **v) for k, v in read_data("dtypes.toml").items() if k != "meta"}
 
 
 def dtype(name: str | Mapping[str, float]) -> Dtype:

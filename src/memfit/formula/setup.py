@@ -32,6 +32,7 @@ class Choices:
     optimizer: str
     in_backward: bool
     keep_grads: bool
+    accumulates: bool
     zero: int
     reshard: bool
     tensor_parallel: bool
@@ -147,6 +148,7 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
         mlp="fused" if prof.mlp == "fused" else "eager",
         rope="fused" if prof.rope == "fused" else "composite",
         attention=attention,  # type: ignore[arg-type]
+        masks=c.attention == "sdpa",
         loop_experts=not prof.grouped_experts,
         compiled=c.compile,
         checkpoint=checkpoint,  # type: ignore[arg-type]
@@ -326,6 +328,7 @@ def choices(values: Mapping[str, Any], *, flash: bool = True) -> Choices:
         optimizer=values["optimizer"],
         in_backward=bool(values["optimizer_in_backward"]),
         keep_grads=not values["set_to_none"] or values["grad_accum"] > 1,
+        accumulates=values["grad_accum"] > 1,
         zero=values["zero"],
         reshard=bool(values["reshard"]),
         tensor_parallel=values["tp"] > 1,

@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from memfit.formula.dims import Int
 from memfit.ledger import Band
 
-LOGITS_PCT, TRANSIENT_PCT, STATES_PCT = 16, 4, 5
-"""Shares of logits, of activations and of late-made optimizer states that are lost to splitting: least squares over
-simulated steps, see benchmarks/slack.py; its output names the residual."""
+FLAT = {"logits": 15, "kept": 4, "block": 4}
+LATE = {"logits": 30, "kept": 1, "block": 25, "states": 12}
+"""Percent of each entry that is lost to splitting, by least squares over simulated steps (``benchmarks/slack.py`` prints
+the fit and its residual): FLAT where the optimizer's memory exists before the first step in flat buffers, LATE where
+states are made tensor by tensor at its end."""
 
 
 def fragments(parts: Mapping[str, Int], *, states_late: bool) -> Int:
@@ -27,11 +29,11 @@ def fragments(parts: Mapping[str, Int], *, states_late: bool) -> Int:
 
     Args:
         parts: entries of the peak moment.
-        states_late: states are made tensor by tensor in the first step (not in one flat buffer beforehand).
+        states_late: optimizer states are made tensor by tensor in the first step.
     """
-    lost = parts["logits"] * LOGITS_PCT + (parts["kept"] + parts["block"]) * TRANSIENT_PCT
-    if states_late:
-        lost = lost + parts["states"] * STATES_PCT
+    lost: Int = 0
+    for name, percent in (LATE if states_late else FLAT).items():
+        lost = lost + parts[name] * percent
     return lost // 100
 
 

@@ -324,10 +324,12 @@ class StageModel:
     def host_bytes(self) -> Int:
         """Pinned host memory that offloading takes on this rank."""
         offload = self.c.offload
-        if not offload:
+        if not offload and not self.s.optimizer.paged:
             return 0
         weights, dense, expert = self.weights_bytes()
         total: Int = 0
+        if self.s.optimizer.paged and "optimizer" not in offload:
+            total = total + self.optimizer_bytes(dense, expert)[1]
         if "optimizer" in offload:
             master, states = self.optimizer_bytes(dense, expert)
             total = total + master + states + self._shard(dense, expert, self.c.zero >= 1) * 4
@@ -389,11 +391,15 @@ class StageModel:
         if c.training.rank and s.profile.adapter_fp32:
             grad_width = 4
         shard_grads = c.zero >= 2
-        all_grads = self._shard(dense, expert, shard_grads) * grad_width
+        # without reduction between micro-batches the gradients of a sharded run accumulate whole
+        whole_grads = s.profile.no_sync and c.accumulates and self.sharded
+        all_grads = self._shard(dense, expert, shard_grads and not whole_grads) * grad_width
         if c.in_backward or "gradients" in c.offload:
             all_grads = 0
         if "optimizer" in c.offload:
             master, states = 0, 0
+        elif s.optimizer.paged:
+            states = 0  # unified memory: outside the caching allocator, moved to the host when the card is full
         whole = self._whole()
         if "parameters" in c.offload and self.sharded:
             weights = 0
@@ -566,7 +572,7 @@ class StageModel:
             forms = kind.recompute if checkpointed else kind.backward
             working, fresh = best(forms, atoms)
             block_elements = per_kind[index][0]
-            if always and not shard_grads and not self.sharded:
+            if always and c.training.full and not shard_grads and not self.sharded:
                 # each fresh gradient is added to its buffer at once
                 fresh_now = atoms.get("w.max", 0) * (sch.fresh or (0 if sch.fused_accumulation else s.width))
             else:

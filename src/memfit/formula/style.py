@@ -18,6 +18,7 @@ class Style:
         mlp: ``fused`` keeps gate and up only; ``eager`` also the activation's output.
         rope: ``composite`` makes temporaries of q and k; ``fused`` none.
         attention: ``flash``; ``efficient`` (keys and values repeated to all heads); ``eager`` keeps score matrices.
+        masks: attention runs through SDPA, which needs a mask tensor for windows and takes no unlike head dims.
         loop_experts: experts run in a loop over gathered tokens; else one grouped product.
         compiled: a compiler keeps matrix products and recomputes what is cheap.
         checkpoint: what checkpointing keeps of a checkpointed block: ``full``, ``selective`` or ``attention``.
@@ -41,6 +42,7 @@ class Style:
     mlp: Literal["eager", "fused"] = "eager"
     rope: Literal["composite", "fused"] = "composite"
     attention: Literal["flash", "efficient", "eager"] = "flash"
+    masks: bool = False
     loop_experts: bool = True
     compiled: bool = False
     checkpoint: Literal["full", "selective", "attention"] = "full"

@@ -6,26 +6,39 @@ Vs one slice of them; w.head elements of the head's weight.
 
 from __future__ import annotations
 
-from memfit.formula.blocks import Recorder
+from memfit.formula.blocks import PLAIN, Recorder
 from memfit.formula.profile import Loss
 from memfit.formula.style import Style
 from memfit.formula.tape import Form, Program
+from memfit.models.architecture import Code
 
 
-def tail(style: Style, loss: Loss, *, norm: str, head_trained: bool, hidden_grad: bool = True) -> Program:
+def tail(
+    style: Style,
+    loss: Loss,
+    *,
+    norm: str,
+    code: Code = PLAIN,
+    weight: bool = True,
+    softcap: bool = False,
+    head_trained: bool,
+    hidden_grad: bool = True,
+) -> Program:
     """The layer program of norm, head and loss.
 
     Args:
         style: the decoder's style; the tail is run eagerly even when the blocks are compiled.
         loss: which copies of the logits the loss makes.
         norm: kind of the final norm.
+        code: how the class computes it; ``weight`` whether it has one.
+        softcap: the logits are soft-capped.
         head_trained: the head's weight gets a gradient.
         hidden_grad: the hidden states carry a gradient (something below trains).
     """
     rec = Recorder(style)
     tape, w = rec.tape, style.width
     x = tape.input("x", style.residual, grad=hidden_grad)
-    h = rec.cast(rec.gather(rec.norm(x, norm)))
+    h = rec.cast(rec.gather(rec.norm(x, norm, "t", code, weight=weight)))
     fresh = {"w.head": max(style.weight_grads, w)} if head_trained else {}
     saved = [h] if head_trained else []
     atom = h.atom
@@ -38,6 +51,8 @@ def tail(style: Style, loss: Loss, *, norm: str, head_trained: bool, hidden_grad
         out = tape.op("sliced_loss", [h], "T", 4, saved=[h], forward_temp=temp, backward_temp={"Vs": 12}, weight_grad=fresh)
         return tape.compile(out)
     logits = tape.op("lm_head", [h], "V", w, saved=saved, grad=True, matmul=True, weight_grad=fresh)
+    if softcap:
+        logits = tape.op("softcap", [logits], "V", w, saves_output=True, forward_temp={"V": w}, backward_temp={"V": w})
 
     def copies(pair: tuple[int, int]) -> int:
         low, full = pair

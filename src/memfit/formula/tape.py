@@ -363,6 +363,8 @@ class Tape:
                             grad_of[id(value)] = key
                             owners[key] += 1
                         continue
+                    if id(value) in grad_of and op.output.storage is value:
+                        continue  # parts of one storage: their gradients are joined once
                     if id(value) in grad_of:
                         twice.append(value)  # a second gradient is made, then added to the first
                         lines.append(Step(1, -2 - id(value), value.atom, value.width))

@@ -118,7 +118,7 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
     parts = peak.parts
     slack: Int = 0
     if not s.profile.expandable:
-        slack = fragments(parts, states_late=not s.scheme.always and not s.scheme.master)
+        slack = fragments(parts, states_late=not s.scheme.always)
     streams = model.stream_pools()
     if streams is not None:
         # gradients and reductions live on streams of their own: their peak adds to the peak of everything else

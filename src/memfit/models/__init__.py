@@ -11,6 +11,7 @@ from typing import Any
 from memfit.errors import ConfigError, InputFileError, UnknownNameError, nearest
 from memfit.models.architecture import Architecture, Attention, Block, Mlp, Moe, Recurrent, Stack, Tensor
 from memfit.models.config import Config, check_shape, load_file, load_text
+from memfit.models.code import with_code
 from memfit.models.families import FAMILIES, reader
 
 __all__ = [
@@ -96,7 +97,7 @@ def _read(text: str, as_family: str | None) -> Architecture:
     read = reader(model_type)
     if read is None:
         raise unknown_model_type(model_type)
-    return read(Config(data, model_type))
+    return with_code(read(Config(data, model_type)))
 
 
 def unknown_model_type(model_type: str) -> ConfigError:

@@ -135,7 +135,10 @@ class Recurrent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mlp:
-    """A dense feed-forward layer: ``gated`` is act(gate(x)) * up(x) -> down, else act(up(x)) -> down."""
+    """A dense feed-forward layer: ``gated`` is act(gate(x)) * up(x) -> down, else act(up(x)) -> down.
+
+    ``dropout`` stands between the activation and the last projection.
+    """
 
     intermediate: int
     gated: bool = True
@@ -169,6 +172,36 @@ class Moe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Code:
+    """How the transformers class of a block computes it; the defaults are Llama's way.
+
+    Attributes:
+        norm: ``low`` multiplies the weight in the compute dtype (Llama), ``float`` in fp32 (Gemma, OLMo 2; a LayerNorm
+            runs on an fp32 copy), ``written`` is a LayerNorm written out in fp32 tensor operations (Cohere).
+        norm_at: the norms stand before a sub-layer (``input``), behind it (``output``, OLMo 2) or behind the residual
+            sum (``sum``, BERT).
+        kernel: what SDPA can run: ``sdpa`` the fused kernels, ``masked`` always with a mask (no flash kernel),
+            ``math`` never a fused kernel, ``eager`` the class has no SDPA.
+        rope_cat: rotated heads are joined from parts even when the whole head is turned (Phi 3).
+        expand_kv: keys and values of a fused projection are copied to all heads at once (Falcon 40B).
+        float_scores: queries and keys are raised to fp32 before the product (GPT-J).
+        position_bias: a bias of scores shape is added (T5).
+        router_float: the router runs on an fp32 copy of its input (DeepSeek V3).
+        clamped_glu: experts clamp gate and up and write the gate's sigmoid out (gpt-oss).
+    """
+
+    norm: Literal["low", "float", "written"] = "low"
+    norm_at: Literal["input", "output", "sum"] = "input"
+    kernel: Literal["sdpa", "masked", "math", "eager"] = "sdpa"
+    rope_cat: bool = False
+    expand_kv: bool = False
+    float_scores: bool = False
+    position_bias: bool = False
+    router_float: bool = False
+    clamped_glu: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
     """One kind of layer.
 
@@ -182,6 +215,7 @@ class Block:
         parallel: attention and feed-forward read the same residual (falcon, gpt-neox, phi, cohere).
         dropout: residual dropout probability in training.
         tensors: all parameters of one block, names relative to the layer.
+        code: how transformers computes the block.
     """
 
     kind: str
@@ -194,6 +228,7 @@ class Block:
     parallel: bool = False
     dropout: float = 0.0
     tensors: tuple[Tensor, ...]
+    code: Code = Code()
 
     @property
     def num_params(self) -> int:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.ledger import compare
 from memfit.report.json import SCHEMA_VERSION, result
-from memfit.report.page import Cell, Column, Page, Style, clean, paragraph, table
+from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
 from memfit.report.verdict import STYLES, headline
-from memfit.report.words import gib, job_line, signed_gib
+from memfit.report.words import gib, job_line, moment, signed_gib
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -21,7 +21,12 @@ def compare_document(left: Estimate, right: Estimate, names: tuple[str, str], *,
         "left": result(left, names[0], full=full),
         "right": result(right, names[1], full=full),
         "differences": [
-            {"name": d.component, "left_bytes": d.left_bytes, "right_bytes": d.right_bytes, "delta_bytes": d.delta_bytes}
+            {
+                "name": d.component,
+                "left_bytes": d.left_bytes,
+                "right_bytes": d.right_bytes,
+                "delta_bytes": d.delta_bytes,
+            }
             for d in compare(left.ledger, right.ledger)
         ],
     }
@@ -36,10 +41,12 @@ def compare_text(page: Page, left: Estimate, right: Estimate, names: tuple[str, 
         word = estimate.verdict
         painted[0] = painted[0].replace(word, page.paint(word, STYLES[word]), 1)
         lines += painted
-        lines += paragraph(page, f"  {clean(name)}: {job_line(estimate)}", "    ")
-    rows: list[list[Cell | str]] = []
-    for d in compare(left.ledger, right.ledger):
-        rows.append([d.component.replace("_", " "), gib(d.left_bytes), gib(d.right_bytes), _delta(d.delta_bytes)])
+        told = "" if name == estimate.job.model.name else f"{clean(name)}: "
+        lines += paragraph(page, f"  {told}{job_line(estimate)}", "    ")
+    rows: list[Row] = [
+        [d.component.replace("_", " "), gib(d.left_bytes), gib(d.right_bytes), _delta(d.delta_bytes)]
+        for d in compare(left.ledger, right.ledger)
+    ]
     a, b = left.device_bytes, right.device_bytes
     rows.append([Cell("at the peak", "bold"), Cell(gib(a), "bold"), Cell(gib(b), "bold"), _delta(b - a)])
     one, other = left.ledger.free_bytes, right.ledger.free_bytes
@@ -48,8 +55,7 @@ def compare_text(page: Page, left: Estimate, right: Estimate, names: tuple[str, 
     columns = [Column("GiB", flex=True), Column("A", "right"), Column("B", "right"), Column("B - A", "right")]
     lines += ["", *table(page, columns, rows), ""]
     for letter, estimate in (("A", left), ("B", right)):
-        book = estimate.ledger
-        lines += paragraph(page, f"{letter} peaks at {clean(book.moment)} ({clean(estimate.peak_phase)})")
+        lines += paragraph(page, f"{letter} peaks at {moment(estimate)}")
     return "\n".join(lines) + "\n"
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.job import BY_NAME
 from memfit.report.ledger import ledger
-from memfit.report.page import Cell, Column, Page, Style, clean, paragraph, table
+from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
 from memfit.report.verdict import headline, need_of, verdict
-from memfit.report.words import gib, signed_gib, value
+from memfit.report.words import gib, moment, signed_gib, value
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -47,7 +47,7 @@ def peak(page: Page, estimate: Estimate) -> list[str]:
     """When the peak stands, on which rank, and what the card's own tools would show."""
     book = estimate.ledger
     band = estimate.bands["device"]
-    lines = paragraph(page, f"peak: {clean(book.moment)} ({clean(estimate.peak_phase)}), on {clean(book.label)}")
+    lines = paragraph(page, f"peak: {moment(estimate)}, on {clean(book.label)}")
     allocated, reserved = gib(book.allocated_bytes), gib(book.reserved_bytes)
     lines += paragraph(
         page,
@@ -55,10 +55,9 @@ def peak(page: Page, estimate: Estimate) -> list[str]:
         f" ({gib(band.low)} to {gib(band.high)})",
         "    ",
     )
-    capacity = estimate.capacity_bytes
-    if capacity is not None and need_of(estimate).mid <= capacity < book.device_bytes:
-        text = "  cached blocks are given back before the job fails, so it needs less than its peak on an empty card"
-        lines += paragraph(page, text, "    ")
+    need = gib(need_of(estimate).mid)
+    if need_of(estimate).mid < book.device_bytes and need != gib(book.device_bytes):
+        lines += paragraph(page, f"  {need} is enough: torch gives cached blocks back before it runs out", "    ")
     if estimate.host_bytes:
         lines += paragraph(page, f"  pinned host memory: {gib(estimate.host_bytes)} GiB for each rank", "    ")
     return lines
@@ -68,7 +67,7 @@ def stages(page: Page, estimate: Estimate) -> list[str]:
     """All pipeline stages, neighbours that are alike in one row; nothing for a single stage."""
     if len(estimate.stages) < 2:
         return []
-    rows: list[list[Cell | str]] = []
+    rows: list[Row] = []
     runs: list[tuple[int, int]] = []
     for index, book in enumerate(estimate.stages):
         if runs and _like(estimate, runs[-1][0], index):
@@ -116,7 +115,7 @@ def assumptions(page: Page, estimate: Estimate) -> list[str]:
         return []
     worth = [a for a in found if abs(a.delta_bytes) >= _WORTH_SAYING]
     shown = found if page.verbose else worth[:_ASSUMPTIONS]
-    rows = [
+    rows: list[Row] = [
         [f"{short(a.field)} = {value(a.value)}", f"{value(a.alternative)}", Cell(signed_gib(a.delta_bytes))]
         for a in shown
     ]
@@ -133,7 +132,7 @@ def changes(page: Page, estimate: Estimate) -> list[str]:
     found = estimate.changes
     if not found:
         return []
-    rows = [
+    rows: list[Row] = [
         [Cell(signed_gib(c.delta_bytes), "good"), clean(c.what), flags(c.fields)]
         for c in (found if page.verbose else found[:_CHANGES])
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from memfit.hardware import Gpu, price
 from memfit.report.json import SCHEMA_VERSION
-from memfit.report.page import Cell, Column, Page, clean, paragraph, table
+from memfit.report.page import Cell, Column, Page, Row, clean, paragraph, table
 from memfit.report.words import gib
 
 
@@ -25,7 +25,7 @@ def gpus_document(cards: Sequence[Gpu]) -> dict[str, Any]:
 
 def gpus_text(page: Page, cards: Sequence[Gpu]) -> str:
     """One line a card; with ``page.verbose`` sources and notes below."""
-    rows: list[list[Cell | str]] = []
+    rows: list[Row] = []
     dates: set[str] = set()
     for gpu in cards:
         found = price(gpu)

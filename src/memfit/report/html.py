@@ -9,13 +9,13 @@ from memfit.ledger import COMPONENTS
 from memfit.report.estimate import flags, short
 from memfit.report.page import clean
 from memfit.report.verdict import headline
-from memfit.report.words import card, gib, job_line, signed_gib, value
+from memfit.report.words import card, gib, job_line, moment, signed_gib, value
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
     from memfit.ledger import Ledger
 
-# The palette of Okabe and Ito (2008), told apart with all common kinds of colour vision; grey for what is not the job's.
+# The palette of Okabe and Ito (2008), told apart with all common kinds of colour vision.
 _COLORS = {
     "parameters": "#0072B2",
     "gradients": "#56B4E9",
@@ -40,9 +40,9 @@ def estimate_html(estimate: Estimate) -> str:
     """A fragment: headline, bar to the capacity, ledger, the changes that save most."""
     book = estimate.ledger
     title = f"<p><b>{_e(headline(estimate))}</b><br>{_e(_subject(estimate))}</p>"
-    moment = f"<p>peak: {_e(book.moment)} ({_e(estimate.peak_phase)}), on {_e(book.label)}</p>"
+    peak = f"<p>peak: {_e(moment(estimate))}, on {_e(book.label)}</p>"
     notes = "".join(f"<p>warning: {_e(text)}</p>" for text in estimate.warnings)
-    return f'<div class="memfit">{title}{_bar(book)}{_table(book)}{moment}{notes}{_others(estimate)}</div>'
+    return f'<div class="memfit">{title}{_bar(book)}{_table(book)}{peak}{notes}{_others(estimate)}</div>'
 
 
 def _e(text: object) -> str:
@@ -68,7 +68,9 @@ def _bar(book: Ledger) -> str:
         at += width
     if book.capacity_bytes is not None:
         x = min(book.capacity_bytes / scale * _WIDTH, _WIDTH - 1)
-        parts.append(f'<rect x="{x:.1f}" y="0" width="2" height="{_HEIGHT}" fill="currentColor"><title>capacity</title></rect>')
+        parts.append(
+            f'<rect x="{x:.1f}" y="0" width="2" height="{_HEIGHT}" fill="currentColor"><title>capacity</title></rect>'
+        )
     label = f"{gib(book.device_bytes)} GiB used"
     if book.capacity_bytes is not None:
         label += f" of {gib(book.capacity_bytes)} GiB"

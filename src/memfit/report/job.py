@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memfit.job import Completed, Job, Row, load
+from memfit.job import Completed, Job, Row, complete, load
 from memfit.report.estimate import warnings
 from memfit.report.page import Cell, Column, Page, Style, table
 from memfit.report.words import value
@@ -37,7 +37,10 @@ def _row(page: Page, row: Row) -> list[Cell | str]:
 
 def resolved_job(completed: Completed, rows: Sequence[Row]) -> Job:
     """The job with the values of ``rows`` stated: what has an effect, and nothing of the other task kind."""
-    model = completed.job.model
-    values = {row.path: row.value for row in rows if not row.path.startswith("model.")}
-    job = load(None, values)
-    return replace(job, model=model)
+    stated = {row.path: row.value for row in rows if row.origin == "stated" and not row.path.startswith("model.")}
+    others = {row.path: row.value for row in rows if row.origin != "stated" and not row.path.startswith("model.")}
+    known = set(completed.warnings)
+    for path, item in list(others.items()):  # a default that has no effect would be warned about once it is stated
+        if not known.issuperset(complete(load(None, {**stated, path: item})).warnings):
+            del others[path]
+    return replace(load(None, {**stated, **others}), model=completed.job.model)

@@ -43,11 +43,7 @@ def result(estimate: Estimate, job_id: str | None = None, *, full: bool = True) 
         job_id: becomes ``id``.
         full: with assumptions and changes, which take an estimate each; otherwise both are empty lists.
     """
-    if not full:
-        # Cached properties of the estimate: once they hold a value they are not computed.
-        estimate.__dict__.setdefault("assumptions", ())
-        estimate.__dict__.setdefault("changes", ())
-    return estimate.to_dict(job_id)
+    return estimate.to_dict(job_id, full=full)
 
 
 def error_document(error: MemfitError) -> dict[str, Any]:

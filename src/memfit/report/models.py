@@ -9,7 +9,7 @@ from memfit.models import Architecture, Attention, Block, Moe, Stack
 from memfit.models.cache import kv_bytes_per_token, state_elements
 from memfit.models.catalog import Entry
 from memfit.report.json import SCHEMA_VERSION
-from memfit.report.page import Cell, Column, Page, clean, paragraph, table
+from memfit.report.page import Cell, Column, Page, Row, clean, paragraph, table
 from memfit.units import KIB, format_bytes, format_count
 
 _CACHE_BYTES = 2  # an element of a 16-bit cache
@@ -34,9 +34,9 @@ def list_document(entries: Sequence[Entry]) -> dict[str, Any]:
 
 def list_text(page: Page, entries: Sequence[Entry]) -> str:
     """One line a model."""
-    rows: list[list[Cell | str]] = []
-    for e in entries:
-        rows.append([e.name, format_count(e.params), clean(e.config.get("model_type", "")), Cell(e.repo, "dim")])
+    rows: list[Row] = [
+        [e.name, format_count(e.params), clean(e.config.get("model_type", "")), Cell(e.repo, "dim")] for e in entries
+    ]
     columns = [Column("model"), Column("params", "right"), Column("type", flex=True), Column("hub id", flex=True)]
     return "\n".join([*table(page, columns, rows), "", f"{len(entries)} models"]) + "\n"
 
@@ -128,7 +128,12 @@ def _layers(page: Page, stack: Stack) -> list[str]:
         for block, count in zip(stack.blocks, stack.counts(), strict=True)
         if count
     ]
-    columns = [Column("layers", "right"), Column(stack.name, flex=True), Column("params", "right"), Column("", flex=True)]
+    columns = [
+        Column("layers", "right"),
+        Column(stack.name, flex=True),
+        Column("params", "right"),
+        Column("", flex=True),
+    ]
     return table(page, columns, rows)
 
 

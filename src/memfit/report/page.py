@@ -10,7 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Style = Literal["", "bold", "dim", "good", "bad", "warn", "P", "G", "O", "A", "L", "W", "C", "K", "S", "s", "R", "X", "?"]
+Style = Literal[
+    "", "bold", "dim", "good", "bad", "warn", "P", "G", "O", "A", "L", "W", "C", "K", "S", "s", "R", "X", "?"
+]  # fmt: skip
+"""Meanings, and the letters of the components (see ``words.MARKS``)."""
 
 # The sixteen colours every terminal has, none of them near black or white: legible on light and dark.
 _ANSI: dict[str, str] = {
@@ -140,6 +143,10 @@ class Cell(NamedTuple):
     style: Style = ""
 
 
+Row = Sequence[Cell | str]
+"""The cells of one row, as many as columns."""
+
+
 class Column(NamedTuple):
     """One column: ``flex`` ones wrap when the page is narrow, others keep their width."""
 
@@ -152,9 +159,7 @@ _GAP = 2
 _LEAST = 10  # cells of a flexible column; below that the line grows past the page
 
 
-def table(
-    page: Page, columns: Sequence[Column], rows: Iterable[Sequence[Cell | str]], *, indent: str = ""
-) -> list[str]:
+def table(page: Page, columns: Sequence[Column], rows: Iterable[Row], *, indent: str = "") -> list[str]:
     """A table without borders as lines; trailing spaces are left out.
 
     Args:
@@ -181,9 +186,7 @@ def table(
     return lines
 
 
-def _row(
-    page: Page, columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell], indent: str
-) -> list[str]:
+def _row(page: Page, columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell], indent: str) -> list[str]:
     wrapped = [wrap(cell.text, widths[i], "  " if widths[i] > _LEAST else "") for i, cell in enumerate(row)]
     lines = []
     for k in range(max(len(part) for part in wrapped)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from memfit.errors import MemfitError
 from memfit.report.estimate import short
 from memfit.report.json import SCHEMA_VERSION, error_fields, result
-from memfit.report.page import Cell, Column, Page, Style, cells, clean, paragraph, table
+from memfit.report.page import Cell, Column, Page, Row, Style, cells, clean, paragraph, table
 from memfit.report.verdict import STYLES, need_of
 from memfit.report.words import card, gib, job_line, percent, value
 
@@ -29,7 +29,7 @@ class Axis:
     @property
     def name(self) -> str:
         """The flat field name."""
-        return short(self.field)
+        return "model" if self.field == "model.name" else short(self.field)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,28 +55,19 @@ class Sweep:
         size = len(self.axes[-1].values)
         return [self.cells[i : i + size] for i in range(0, len(self.cells), size)]
 
-    def frontier(self) -> list[tuple[Any, Any]]:
-        """For each row (value of the first axis, None for one axis) the last value before one does not fit, or None.
-
-        Cells without an answer are passed over.
-        """
+    def frontier(self) -> list[tuple[Any, list[Any]]]:
+        """For each value of the first axis (None for a single axis) the values of the last axis at which it fits."""
         first = self.axes[0].values if len(self.axes) > 1 else (None,)
-        return [(value, self._last(row)) for value, row in zip(first, self.rows, strict=True)]
+        return [(value, self._fitting(row)) for value, row in zip(first, self.rows, strict=True)]
 
-    def _last(self, row: Sequence[Estimate | MemfitError]) -> Any:
-        last = None
-        for item, cell in zip(self.axes[-1].values, row, strict=True):
-            if isinstance(cell, MemfitError):
-                continue
-            if not cell.fits:
-                break
-            last = item
-        return last
+    def _fitting(self, row: Sequence[Estimate | MemfitError]) -> list[Any]:
+        pairs = zip(self.axes[-1].values, row, strict=True)
+        return [item for item, cell in pairs if not isinstance(cell, MemfitError) and cell.fits]
 
 
 def sweep_document(sweep: Sweep, *, full: bool = False) -> dict[str, Any]:
     """The sweep as data: axes, a result or an error for each cell, the frontier."""
-    sweep_cells = []
+    sweep_cells: list[dict[str, Any]] = []
     names = [axis.name for axis in sweep.axes]
     pairs = [(a,) for a in sweep.axes[0].values]
     if len(sweep.axes) > 1:
@@ -89,14 +80,18 @@ def sweep_document(sweep: Sweep, *, full: bool = False) -> dict[str, Any]:
             sweep_cells.append({"values": values, "result": result(cell)})
         else:
             sizes = {"allocated": cell.allocated_bytes, "reserved": cell.reserved_bytes, "device": cell.device_bytes}
-            answer = {"verdict": cell.verdict, "p_oom": cell.p_oom, "capacity_bytes": cell.capacity_bytes}
+            answer: dict[str, Any] = {
+                "verdict": cell.verdict,
+                "p_oom": cell.p_oom,
+                "capacity_bytes": cell.capacity_bytes,
+            }
             sweep_cells.append({"values": values, **answer, "peak_bytes": sizes, "peak_phase": cell.peak_phase})
     return {
         "schema_version": SCHEMA_VERSION,
         "axes": [{"field": axis.field, "values": list(axis.values)} for axis in sweep.axes],
         "cells": sweep_cells,
         "frontier": [
-            {**({} if row is None else {names[0]: row}), names[-1]: last} for row, last in sweep.frontier()
+            {"values": {} if row is None else {names[0]: row}, "fits": fitting} for row, fitting in sweep.frontier()
         ],
     }
 
@@ -106,8 +101,9 @@ def sweep_text(page: Page, sweep: Sweep) -> str:
     estimates = sweep.estimates
     first = estimates[0]
     cards = card(first.resolved.gpu, first.resolved.values["gpus"])
-    lines = paragraph(page, f"{', '.join(axis.name for axis in sweep.axes)} varied: {job_line(first)}")
-    if cards and len({e.capacity_bytes for e in estimates}) == 1 and "gpu" not in {a.name for a in sweep.axes}:
+    names = [axis.name for axis in sweep.axes]
+    lines = paragraph(page, f"{' and '.join(names)} varied; {job_line(first, names)}")
+    if cards and not {"gpu", "gpus", "memory_gib"} & set(names):
         lines += paragraph(page, f"  {cards}, {gib(first.capacity_bytes or 0)} GiB each", "    ")
     lines.append("")
     lines += _grid(page, sweep) if len(sweep.axes) > 1 else _list(page, sweep)
@@ -127,7 +123,7 @@ def frontier_text(page: Page, sweep: Sweep) -> str:
 def _list(page: Page, sweep: Sweep) -> list[str]:
     axis = sweep.axes[0]
     scale = max([max(need_of(e).high, e.capacity_bytes or 0) for e in sweep.estimates], default=1)
-    rows: list[list[Cell | str]] = []
+    rows: list[Row] = []
     for item, cell in zip(axis.values, sweep.cells, strict=True):
         if isinstance(cell, MemfitError):
             rows.append([value(item), "-", "-", "no answer", ""])
@@ -173,12 +169,14 @@ def _grid(page: Page, sweep: Sweep) -> list[str]:
     names = [value(item) for item in down.values]
     first = max(map(cells, [down.name, *names]))
     width = max([cells(h) for h in heads] + [cells(c.text) for row in body for c in row])
-    at_once = max((page.width - first) // (width + 2), 1)
+    most = max((page.width - first) // (width + 2), 1)
+    blocks = -(-len(heads) // most)
+    at_once = -(-len(heads) // blocks)  # blocks of equal width rather than a last one of a single column
     lines = []
     for start in range(0, len(heads), at_once):
         part = slice(start, start + at_once)
         columns = [Column(down.name), *(Column(h + " ", "right") for h in heads[part])]
-        rows = [[name, *row[part]] for name, row in zip(names, body, strict=True)]
+        rows: list[Row] = [[name, *row[part]] for name, row in zip(names, body, strict=True)]
         if start:
             lines.append("")
         lines.append(page.paint(f"{' ' * first}  {across.name}", "dim"))
@@ -199,13 +197,22 @@ def _frontier(page: Page, sweep: Sweep) -> list[str]:
     if all(e.capacity_bytes is None for e in sweep.estimates):
         return paragraph(page, "no card is named, so nothing is said about fitting: add for example --gpu 8xh100")
     lines = []
-    for row, last in sweep.frontier():
+    for row, fitting in sweep.frontier():
         where = "" if row is None else f"{sweep.axes[0].name} {value(row)}: "
-        if last is None:
-            text = f"{where}does not fit at {axis.name} {value(axis.values[0])}"
-        elif last == axis.values[-1]:
-            text = f"{where}fits throughout, up to {axis.name} {value(last)}"
-        else:
-            text = f"{where}fits up to {axis.name} {value(last)}"
-        lines += paragraph(page, text)
+        lines += paragraph(page, where + _fits_where(axis, fitting))
     return lines
+
+
+def _fits_where(axis: Axis, fitting: Sequence[Any]) -> str:
+    """In words: throughout, up to a value, from a value on, or at which."""
+    known = list(axis.values)
+    if not fitting:
+        return f"does not fit at any {axis.name}"
+    if len(fitting) == len(known):
+        return f"fits at every {axis.name}" if len(known) > 1 else f"fits at {axis.name} {value(known[0])}"
+    ordered = all(isinstance(item, int) for item in known) and known == sorted(known)
+    if ordered and list(fitting) == known[: len(fitting)]:
+        return f"fits up to {axis.name} {value(fitting[-1])}"
+    if ordered and list(fitting) == known[-len(fitting) :]:
+        return f"fits from {axis.name} {value(fitting[0])} on"
+    return f"fits at {axis.name} {', '.join(value(item) for item in fitting)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from memfit.ledger import PROVENANCES
@@ -80,15 +80,24 @@ def card(gpu: Gpu | None, count: int) -> str:
     return clean(gpu.title) if count == 1 else f"{count} x {clean(gpu.title)}"
 
 
-def job_line(estimate: Estimate) -> str:
-    """The model and the settings that decide most, in one line."""
+def job_line(estimate: Estimate, without: Collection[str] = ()) -> str:
+    """The model and the settings that decide most, in one line.
+
+    Args:
+        estimate: whose job.
+        without: names of fields that are left out.
+    """
     v = estimate.resolved.values
     arch = estimate.resolved.arch
+    settings = _serving(v) if v["kind"] == "serve" else _training(v)
+    words = ", ".join(text for name, text in settings if name not in without)
+    if "model" in without:
+        return words
     name = clean(estimate.job.model.name or "the given configuration")
     size = f"{format_count(arch.num_params)} parameters"
     if arch.active_params != arch.num_params:
         size += f", {format_count(arch.active_params)} active"
-    return f"{name} ({size}): {', '.join(_serving(v) if v['kind'] == 'serve' else _training(v))}"
+    return f"{name} ({size}): {words}"
 
 
 _METHODS = {
@@ -102,22 +111,35 @@ _METHODS = {
 }
 
 
-def _training(v: Mapping[str, Any]) -> list[str]:
-    words = [f"{_METHODS.get(v['method'], v['method'])} with {v['framework']}"]
+def _training(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "method", f"{_METHODS.get(v['method'], v['method'])} with {v['framework']}"
     if v["method"] == "qlora":
-        words.append(f"weights {value(v['weights'])}")
-    words += [value(v["precision"]), value(v["optimizer"]), f"seq_len {v['seq_len']}", f"micro_batch {v['micro_batch']}"]
+        yield "weights", f"weights {value(v['weights'])}"
+    yield "precision", value(v["precision"])
+    yield "optimizer", value(v["optimizer"])
+    yield "seq_len", f"seq_len {v['seq_len']}"
+    yield "micro_batch", f"micro_batch {v['micro_batch']}"
     if v["checkpointing"] != "none":
-        words.append(f"checkpointing {value(v['checkpointing'])}")
-    return words + _degrees(v)
+        yield "checkpointing", f"checkpointing {value(v['checkpointing'])}"
+    yield from _degrees(v)
 
 
-def _serving(v: Mapping[str, Any]) -> list[str]:
-    words = [f"serving with {v['framework']}", f"weights {value(v['weights'])}", f"kv {value(v['kv'])}"]
-    words += [f"context {v['context']}", f"concurrency {v['concurrency']}"]
-    return words + _degrees(v)
+def _serving(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "framework", f"serving with {v['framework']}"
+    for name in ("weights", "kv", "context", "concurrency"):
+        yield name, f"{name} {value(v[name])}"
+    yield from _degrees(v)
 
 
-def _degrees(v: Mapping[str, Any]) -> list[str]:
-    words = [f"{name} {v[name]}" for name in ("dp", "tp", "pp", "cp", "ep") if v[name] > 1]
-    return [*words, f"zero {v['zero']}"] if v["zero"] else words
+def _degrees(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("dp", "tp", "pp", "cp", "ep"):
+        if v[name] > 1:
+            yield name, f"{name} {v[name]}"
+    if v["zero"]:
+        yield "zero", f"zero {v['zero']}"
+
+
+def moment(estimate: Estimate) -> str:
+    """When the peak stands: the moment, and its phase where the moment does not name it."""
+    what, phase = clean(estimate.ledger.moment), clean(estimate.peak_phase)
+    return what if phase in what else f"{what} ({phase})"

@@ -44,32 +44,18 @@ def trace_job(
     done = job if isinstance(job, Completed) else complete(job)
     training, warnings = training_of(done.job, rank=rank, num_layers=num_layers)
     try:
-        from memfit.trace import sharded
-        from memfit.trace.engine import DEVICE, run
-        from memfit.trace.program import program
+        from memfit.trace.program import run_training
         from memfit.trace.unlock import UnlockError
     except ImportError as error:
         raise MissingError(f"tracing needs {error.name}", hint="pip install memfit[torch]") from error
-    chosen = training.engine if engine == "auto" else engine
-    made = program(training, DEVICE[chosen])
+    chosen = None if engine == "auto" else engine
     try:
-        trace = run(
-            made.build,
-            made.step,
-            engine=chosen,
-            steps=steps,
-            gpu=target(done.job.hardware.gpu),
-            hidden=hidden,
-            values=made.values,
-            before=made.before,
-        )
+        trace = run_training(training, engine=chosen, steps=steps, gpu=target(done.job.hardware.gpu), hidden=hidden)
     except UnlockError as error:
         raise MissingError(
             f"this job needs fake CUDA tensors: {error}", hint="torch 2.11 or later, Linux x86_64 is known to work"
         ) from error
-    finally:
-        sharded.close()
-    return trace.with_warnings((*done.warnings, *warnings, *made.warnings))
+    return trace.with_warnings((*done.warnings, *warnings))
 
 
 def target(name: str | None) -> Gpu:

@@ -15,7 +15,9 @@ import torch
 
 from memfit.errors import MemfitError
 from memfit.trace import hf, sharded
+from memfit.trace.engine import DEVICE, run
 from memfit.trace.optimizers import OPTIMIZERS
+from memfit.trace.result import Trace
 from memfit.trace.training import Training
 from memfit.trace.values import Values
 
@@ -51,10 +53,27 @@ def program(training: Training, device: str) -> Program:
         build=_builder(training, config, device), step=_stepper(training, config, device), before=None, values=values
     )
     if training.shard or training.tp > 1:
-        made.before = _splitter(training, config)
+        made.before = sharded.meshes(training.ranks, training.tp, training.rank)
     elif training.ranks > 1:
         made.warnings.append("gradient buckets of DDP are booked as flat buffers of 25 MiB; its hooks are not run")
     return made
+
+
+def run_training(training: Training, *, engine: str | None = None, **options: Any) -> Trace:
+    """Trace a training run on the engine it needs, or on the one that is named.
+
+    Args:
+        training: the run.
+        engine: ``meta`` or ``fake-cuda``.
+        options: see ``memfit.trace.engine.run``.
+    """
+    chosen = engine or training.engine
+    made = program(training, DEVICE[chosen])
+    try:
+        trace = run(made.build, made.step, engine=chosen, values=made.values, before=made.before, **options)
+    finally:
+        sharded.close()
+    return trace.with_warnings(made.warnings)
 
 
 def _model(t: Training, config: Any, device: str) -> Any:
@@ -75,23 +94,15 @@ def _model(t: Training, config: Any, device: str) -> Any:
     return model
 
 
-def _splitter(t: Training, config: Any) -> Callable[[], Any]:
-    """Builds and splits the model on ``meta``, before anything is recorded: no memory is taken there."""
-    meshes = sharded.meshes(t.ranks, t.tp, t.rank)
-
-    def before() -> Any:
-        mesh = meshes()
-        model = _model(t, config, "meta")
-        compute, reduce = DTYPES.get(t.compute or ""), DTYPES.get(t.reduce or "")
-        sharded.apply(model, mesh, reshard=t.reshard, compute=compute, reduce=reduce)
-        return model
-
-    return before
-
-
 def _builder(t: Training, config: Any, device: str) -> Callable[..., Any]:
-    def build(split: Any = None) -> Any:
-        model = _model(t, config, device) if split is None else split.to_empty(device=device)
+    def build(mesh: Any = None) -> Any:
+        if mesh is None:
+            model = _model(t, config, device)
+        else:
+            model = _model(t, config, "meta")
+            compute, reduce = DTYPES.get(t.compute or ""), DTYPES.get(t.reduce or "")
+            sharded.apply(model, mesh, reshard=t.reshard, compute=compute, reduce=reduce)
+            model.to_empty(device=device)
         buckets = sharded.ddp_buckets(model, device) if t.ranks > 1 and not t.shard else None
         _forward_as_trainer(t, model)
         return model, _optimizers(t, model), buckets

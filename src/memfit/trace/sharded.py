@@ -6,11 +6,13 @@ Imported only once torch is wanted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from memfit.errors import MemfitError
+from memfit.trace.shims import replaced
 
 DDP_BUCKET = 25 << 20
 """Default ``bucket_cap_mb`` of DistributedDataParallel."""
@@ -83,11 +85,29 @@ def apply(model: Any, mesh: dict[str, Any], *, reshard: bool, compute: Any, redu
         parallelize(model, mesh["tp"])
     if mesh["dp"] is not None:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp._fully_shard import _fsdp_param
 
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
-        for block in blocks:
-            fully_shard(block, mesh=mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
-        fully_shard(model, mesh=mesh["dp"], mp_policy=policy)
+        chunks = _Chunks if hasattr(_fsdp_param, "_chunk_with_empty") else None
+        with replaced(_fsdp_param, "_chunk_with_empty", chunks) if chunks else nullcontext():
+            for block in blocks:
+                fully_shard(block, mesh=mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
+            fully_shard(model, mesh=mesh["dp"], mp_policy=policy)
+
+
+class _Chunks:
+    """What FSDP2 splits a parameter into, each part made when it is asked for: of 512 ranks only two are."""
+
+    def __init__(self, tensor: Any, num_chunks: int, dim: int) -> None:
+        self.tensor, self.num, self.dim = tensor, num_chunks, dim
+
+    def __getitem__(self, index: int) -> Any:
+        size = self.tensor.size(self.dim)
+        part = -(-size // self.num)
+        start = index * part
+        if start >= size:
+            return self.tensor.new_empty(0)
+        return self.tensor.narrow(self.dim, start, min(part, size - start))
 
 
 def parallelize(model: Any, mesh: Any) -> None:

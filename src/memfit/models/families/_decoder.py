@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from memfit.models.architecture import Architecture, Attention, Block, Mlp, Moe
+from memfit.models.architecture import Architecture, Attention, Block, Code, Mlp, Moe
 from memfit.models.config import Config
 from memfit.models.families._common import Tensors, assemble, attention, layout, mlp, moe, norms
 
@@ -88,6 +88,7 @@ def decoder(
     sliding: str = "sliding",
     more: Tensors = (),
     attention_tensors: Tensors | None = None,
+    code: Code | None = None,
     **rest: Any,
 ) -> Architecture:
     """A decoder of blocks that differ at most in window, rotary embedding and dense or routed feed-forward.
@@ -117,6 +118,7 @@ def decoder(
         sliding: word for windowed layers in the block's kind.
         more: further tensors of each block.
         attention_tensors: the tensors of the attention module where ``attention`` does not fit.
+        code: how transformers computes the block, where the configuration decides; else a row of ``code.toml``.
         **rest: arguments of ``assemble``.
     """
     routes = tuple(routed) if routed is not None else (e is not None,) * layers
@@ -151,6 +153,7 @@ def decoder(
                 *(norms(norm_names, hidden, bias=norm_bias) if norm_weight else ()),
                 *more,
             ),
+            code=code or Code(),
         )
 
     blocks, order = layout(tuple(zip(spans, turns, routes, strict=True)), make)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memfit.models.architecture import Architecture, Mlp
+from memfit.models.architecture import Architecture, Code, Mlp
 from memfit.models.config import Config
 from memfit.models.families._common import norm
 from memfit.models.families._decoder import NORMS, decoder, gated, gqa
@@ -156,9 +156,12 @@ def falcon(c: Config) -> Architecture:
     )
     width = c.opt_size("ffn_hidden_size", "intermediate_size") if c.has("ffn_hidden_size") else None
     act = c.text("activation", "hidden_act", default="gelu")
+    # SDPA gets one key head for all query heads, or keys and values copied to all heads beside an explicit mask
+    code = Code(kernel="masked", expand_kv=True) if grouped else Code(kernel="sdpa" if kv == heads else "math")
     return decoder(
         c,
         hidden=hidden,
+        code=code,
         layers=c.layers("num_hidden_layers", "n_layer"),
         a=a,
         m=Mlp(intermediate=width or 4 * hidden, gated=False, act=act, bias=bias),

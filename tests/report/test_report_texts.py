@@ -1,0 +1,161 @@
+"""The texts to the letter, on hand-made figures, at three widths; and what holds for every text."""
+
+import re
+
+import pytest
+from report_fixtures import ESTIMATES, GOLDEN, WIDTHS, fits, make, not_fitting, reading, rendered, sweep
+
+from memfit.report.estimate import estimate_text, flags, next_command, quiet_text
+from memfit.report.page import Cell, Column, Page, cells, clean, table, wrap
+from memfit.report.words import LETTERS, MARKS, gib, percent, signed_gib, value
+from memfit.units import GIB
+
+TEXTS = {f"{name}-{width}": text for width in WIDTHS for name, text in rendered(width).items()}
+
+
+def test_the_golden_folder_holds_what_is_rendered():
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == set(TEXTS)
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_golden(name):
+    assert TEXTS[name] == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_lines_keep_to_the_page(name):
+    width = int(name.rpartition("-")[2])
+    for line in TEXTS[name].splitlines():
+        assert line == line.rstrip()
+        # The next command is meant to be copied: it is not broken.
+        assert cells(line) <= width or line.startswith("next: ")
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_plain_pages_hold_no_escapes(name):
+    assert "\x1b" not in TEXTS[name]
+    assert TEXTS[name].endswith("\n")
+    assert not TEXTS[name].endswith("\n\n")
+
+
+def test_ascii_pages_are_ascii():
+    assert all(text.isascii() for name, text in TEXTS.items() if name.startswith("ascii"))
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80, 100, 140])
+@pytest.mark.parametrize("name", sorted(ESTIMATES))
+def test_no_width_cuts_a_number(name, width):
+    """The same sizes stand in the ledger on every page, and they add up to its total."""
+
+    def sizes(at):
+        text = estimate_text(Page(width=at), ESTIMATES[name]())
+        return re.findall(r"(?<![\d.])\d+\.\d\d(?![\d%])", text)
+
+    assert sorted(sizes(width)) == sorted(sizes(120))
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATES))
+def test_colour_changes_nothing_but_colour(name):
+    build = ESTIMATES[name]
+    plain = estimate_text(Page(width=80), build())
+    colored = estimate_text(Page(width=80, color=True), build())
+    assert colored != plain
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == plain
+
+
+def test_the_ledger_closes():
+    """Components of the table sum to the line at the peak; with what is free they make the capacity."""
+    book = fits().ledger
+    assert sum(book.by_component().values()) == book.device_bytes
+    assert book.device_bytes + book.free_bytes == book.capacity_bytes
+
+
+def test_bars_follow_each_other_up_to_the_total():
+    lines = (GOLDEN / "fits-120.txt").read_text(encoding="utf-8").splitlines()
+    bars = [(m.start(), m.end()) for line in lines if "│" in line and (m := re.search("█+", line))]
+    for (_, stop), (start, _) in zip(bars, bars[1:], strict=False):
+        assert 0 <= start - stop <= 1  # a component thinner than a cell may lie between
+
+
+def test_verdict_comes_first_and_alone_when_quiet():
+    estimate = fits()
+    full = estimate_text(Page(width=120), estimate)
+    assert full.startswith(quiet_text(Page(), estimate).rstrip())
+    assert quiet_text(Page(), estimate).count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(0.0, "<0.1%"), (0.0009, "<0.1%"), (0.014, "1.4%"), (0.5, "50%"), (0.95, "95.0%"), (0.9995, ">99.9%"), (1, ">99.9%")],
+)
+def test_probabilities_do_not_claim_too_much(given, expected):
+    assert percent(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(0, "0.00"), (1, "<0.01"), (-1, ">-0.01"), (GIB, "1.00"), (int(7.996 * GIB), "8.00"), (-GIB, "-1.00")],
+)
+def test_sizes(given, expected):
+    assert gib(given) == expected
+
+
+def test_signed_sizes():
+    assert (signed_gib(GIB), signed_gib(-GIB), signed_gib(12)) == ("+1.00", "-1.00", "0.00")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(True, "true"), ((), "none"), (("a", "b"), "a,b"), ({"bpw": 4.5}, "bpw=4.5"), (0.05, "0.05"), ("x\x1b[1m", "x[1m")],
+)
+def test_values(given, expected):
+    assert value(given) == expected
+
+
+def test_one_letter_each():
+    assert len(set(LETTERS.values())) == len(LETTERS)
+    assert len(set(MARKS.values())) == len(MARKS)
+
+
+def test_hostile_names_are_disarmed():
+    bad = "evil\x1b[31m\x07\u202e\nname"
+    assert clean(bad) == "evil[31mname"
+    hurt = make((reading(label=bad, moment=bad),), warnings=(bad,))
+    text = estimate_text(Page(width=80), hurt)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "evil[31mname" in text
+
+
+def test_wide_characters_count_twice():
+    assert cells("模型") == 4
+    lines = table(Page(width=40), [Column("a"), Column("b")], [["模型", "x"], ["abcd", Cell("y")]])
+    assert [line.index(c) + line.count("模型") * 2 for line, c in zip(lines[1:], "xy", strict=True)] == [6, 6]
+
+
+@pytest.mark.parametrize("width", [8, 11, 20, 79])
+@pytest.mark.parametrize("text", ["a", "two words", "x" * 100, "  led by spaces and then on", "混合 text 模型模型模型模型模型"])
+def test_wrapping_keeps_every_word(text, width):
+    lines = wrap(text, width, "    ")
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    assert all(cells(line) <= max(width, 12) for line in lines)
+    assert lines[0].startswith(text[: len(text) - len(text.lstrip())])
+
+
+def test_flags_say_what_the_fields_say():
+    fields = {"loss": "fused", "compile": False, "reshard": True, "offload": ("optimizer",), "global_batch": None}
+    assert flags(fields) == "--loss fused --no-compile --reshard --offload optimizer"
+
+
+def test_next_command():
+    assert next_command(fits(), "memfit estimate x") == "memfit estimate x --sweep micro_batch=1..64"
+    # 11 GiB are missing of 80: the 11 GiB change is the only one that is not enough by itself either, so it goes first
+    assert next_command(not_fitting(), "memfit estimate x") == "memfit estimate x --loss fused"
+    assert next_command(make(capacity=None), "memfit estimate x") == "memfit estimate x --gpu 8xh100"
+
+
+def test_frontier_in_words():
+    text = (GOLDEN / "sweep-80.txt").read_text(encoding="utf-8")
+    assert text.splitlines()[-1] == "fits up to seq_len 4096"
+    assert sweep().frontier() == [(None, [2048, 4096])]
+    assert sweep(2).frontier() == [(1, ["full"]), (2, ["full"])]
