@@ -23,7 +23,7 @@ $(BIN)/python:
 	@echo "creating $(VENV) with $(PYTHON)" >&2
 	@"$(PYTHON)" -m venv "$(VENV)"
 
-$(VENV)/.memfit: pyproject.toml | $(BIN)/python
+$(VENV)/.memfit: pyproject.toml src/memfit/_version.py | $(BIN)/python
 	@echo "installing memfit into $(VENV)" >&2
 	@$(PIP) -e .
 	@touch $@

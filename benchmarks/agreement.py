@@ -315,6 +315,9 @@ def form_rows(p: Prediction) -> list[str]:
     """The candidate peaks of the backward pass of each kind of block, largest first."""
     out = []
     tower = p.setup.decoder
+    atoms = p.model.tail_atoms()
+    for form in sorted(p.setup.tail.backward, key=lambda f: -evaluate(f, atoms))[:3]:
+        out.append(f"      tail {evaluate(form, atoms)} " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
     for kind in tower.kinds:
         atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
         forms = kind.plain.backward if p.setup.choices.checkpointing == "none" else kind.checkpointed.recompute
@@ -354,6 +357,10 @@ def main() -> int:
             if args.layer:
                 for row in layer_rows(name, p, t, detail=True):
                     WRITE(row)
+                form, atoms = p.setup.tail.kept, p.model.tail_atoms()
+                WRITE(f"  outside the layers: tail {p.tail_kept()} " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
+                for b in t["layers"].get("", []):
+                    WRITE(f"      {b[0]:>13d} {b[1]:44s} {b[2]:9s} {b[3]!s:26s} {b[4]}\n")
             if args.peak:
                 for row in form_rows(p):
                     WRITE(row)

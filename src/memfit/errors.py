@@ -57,7 +57,7 @@ class JobError(MemfitError):
         return {**super().to_dict(), "path": self.path, "value": self.value, "bound": self.bound}
 
 
-class JobErrors(MemfitError):
+class JobErrors(MemfitError):  # noqa: N818 - it holds several
     """All faults that were found in one job."""
 
     code = "job"

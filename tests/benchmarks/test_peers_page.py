@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-import peers
 import pytest
+
+import peers
 
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
 NUMBER = re.compile(r"[-+]?\d+\.\d\d")

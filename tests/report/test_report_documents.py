@@ -77,7 +77,9 @@ def test_sweeps_keep_to_the_schema(axes, full):
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), 10**5000, "x" * 10**6, {"a": [1]}, [[]], b"bytes", object(), "\ud800", None, True]
+    "value",
+    [float("nan"), float("inf"), 10**5000, "x" * 10**6, {"a": [1]}, [[]], b"bytes", object(), "\ud800", None, True],
+    ids=lambda value: type(value).__name__,
 )
 def test_errors_of_any_value_are_json(value):
     error = JobErrors([JobError("strategy.zero", "is wrong", value=value, hint="h")])

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from report_fixtures import ESTIMATES, GOLDEN, WIDTHS, fits, make, not_fitting, reading, rendered, sweep
+from report_fixtures import ESTIMATES, GOLDEN, WIDTHS, fits, make, not_fitting, reading, rendered, sweep, tight
 
 from memfit.report.estimate import estimate_text, flags, next_command, quiet_text
 from memfit.report.page import Cell, Column, Page, cells, clean, table, wrap
@@ -149,8 +149,10 @@ def test_flags_say_what_the_fields_say():
 
 def test_next_command():
     assert next_command(fits(), "memfit estimate x") == "memfit estimate x --sweep micro_batch=1..64"
-    # 11 GiB are missing of 80: the 11 GiB change is the only one that is not enough by itself either, so it goes first
+    # No single change is enough: the one that saves most goes first.
     assert next_command(not_fitting(), "memfit estimate x") == "memfit estimate x --loss fused"
+    # A change of 8 GiB would do: there is no need for the larger ones.
+    assert next_command(tight(), "memfit estimate x") == "memfit estimate x --offload optimizer"
     assert next_command(make(capacity=None), "memfit estimate x") == "memfit estimate x --gpu 8xh100"
 
 

@@ -59,6 +59,16 @@ def test_checkpointing_keeps_only_the_inputs_of_the_layers():
     assert [b.bytes for b in layers] == [B * S * D * 2] * (L - 1), "the last layer's output is not an input of another"
 
 
+def test_selective_checkpointing_keeps_attention_and_every_second_product():
+    trace = traced(checkpointing=1, selective=True)
+    layer = [b for b in trace.held() if "1" in b.module.split(".")]
+    kept = {b.module.rpartition(".")[2] for b in layer if b.op == "aten::mm"}
+    assert kept == {"q_proj", "v_proj", "gate_proj", "down_proj"}, "of q, k, v, o, gate, up, down"
+    assert any("attention" in b.op for b in layer)
+    sizes = [sum(b.bytes for b in t.held()) for t in (traced(), trace, traced(checkpointing=1))]
+    assert sizes[0] > sizes[1] > sizes[2]
+
+
 def test_recomputed_blocks_say_so():
     trace = traced(checkpointing=1)
     again = [b for b in trace.blocks.values() if b.recompute]

@@ -189,7 +189,5 @@ def field_of(name: str) -> Field | None:
     plain = name.strip().lstrip("-").replace("-", "_").lower()
     if plain == "model":
         return BY_PATH["model.name"]
-    by_flag = {
-        flag.lstrip("-").replace("-", "_"): spec for spec in FIELDS for flag in spec.flags if flag.startswith("--")
-    }
+    by_flag = {flag.lstrip("-").replace("-", "_"): spec for spec in FIELDS for flag in spec.flags}
     return BY_PATH.get(plain) or BY_NAME.get(plain) or by_flag.get(plain) or FOREIGN.get(plain)

@@ -34,7 +34,9 @@ def alternatives_of(resolved: Resolved) -> Iterator[tuple[str, Any, Any, Mapping
             continue
         if name == "sequence_parallel" and resolved.values["tp"] == 1:
             continue
-        if name in ("zero", "reshard") and (resolved.values["dp"] == 1 or (name == "reshard" and resolved.values["zero"] < 3)):
+        if name in ("zero", "reshard") and resolved.values["dp"] == 1:
+            continue
+        if name == "reshard" and resolved.values["zero"] < 3:
             continue
         yield path, value, table[value], {name: table[value]}
 
@@ -58,11 +60,8 @@ def changes_of(resolved: Resolved) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if v["loss"] != "fused":
         yield "fused linear cross-entropy (Liger, CCE)", {"loss": "fused"}
     if v["micro_batch"] > 1:
-        yield "half the micro-batch, twice the accumulation", {
-            "micro_batch": v["micro_batch"] // 2,
-            "grad_accum": v["grad_accum"] * 2,
-            "global_batch": None,
-        }
+        halved = {"micro_batch": v["micro_batch"] // 2, "grad_accum": v["grad_accum"] * 2, "global_batch": None}
+        yield "half the micro-batch, twice the accumulation", halved
     if v["dp"] > 1 and v["zero"] < 3:
         yield "shard everything (ZeRO-3 / FSDP)", {"zero": 3}
     if v["optimizer"] == "adamw" and v["method"] in ("full", "freeze", "dpo", "grpo"):

@@ -123,7 +123,7 @@ def _slice(
 ) -> None:
     import numpy as np
 
-    s = setup(resolved.arch, choices(group, flash=flash_of(resolved)))
+    s = setup(resolved.arch, choices(group, num_layers=resolved.arch.num_layers, flash=flash_of(resolved)))
     d: Dims = dims_of(replace(resolved, values=group), numeric)
     found = peaks(s, d, every=False)
     top = np.full(len(rows), -1, dtype=np.int64)

@@ -73,7 +73,7 @@ def _chunk(chunk: list[tuple[int, bytes]], full: bool) -> Iterator[bytes]:
                 continue
             key = (
                 id(resolved.arch),
-                choices(resolved.values, flash=flash_of(resolved)),
+                choices(resolved.values, num_layers=resolved.arch.num_layers, flash=flash_of(resolved)),
                 resolved.capacity_bytes,
                 resolved.others_bytes,
                 context_bytes(resolved),
@@ -82,8 +82,8 @@ def _chunk(chunk: list[tuple[int, bytes]], full: bool) -> Iterator[bytes]:
         except MemfitError as error:
             answers[index] = _encode({"id": job_id, "line": number, "error": error.to_dict()})
     for (_, static, *_rest), members in groups.items():
-        for index, answer in _group(static, members):
-            answers[index] = answer
+        for index, line in _group(static, members):
+            answers[index] = line
     for answer in answers:
         assert answer is not None
         yield answer
@@ -116,9 +116,7 @@ def _group(static: Any, members: list[tuple[int, Any, Resolved]]) -> Iterator[tu
 
 def _line(resolved: Resolved, readings: Any, fullest: int, sharded: bool, job_id: Any) -> bytes:
     return _encode(
-        document(
-            resolved, readings, fullest, sharded=sharded, warnings=warnings_of(resolved), job_id=job_id
-        )
+        document(resolved, readings, fullest, sharded=sharded, warnings=warnings_of(resolved), job_id=job_id)
     )
 
 
@@ -134,7 +132,8 @@ class _Rows:
         self.stage = found.stage
         self.moments = [(m.phase, m.what) for m in found.moments]
         self.which = column(found.which)
-        self.parts = {name: column(value) for name, value in found.peak.parts.items() if not (isinstance(value, int) and value == 0)}
+        held = {n: v for n, v in found.peak.parts.items() if not (isinstance(v, int) and v == 0)}
+        self.parts = {name: column(value) for name, value in held.items()}
         self.slack = column(found.slack)
         self.host = column(found.host)
 

@@ -82,14 +82,14 @@ class Recorder:
             [up],
             x.atom,
             4,
-            saved=[] if centred else [up],
+            saved=[] if centred else [up, x] if code.norm == "mixed" else [up],
             extra_saved={**stats, x.atom: 8} if centred else stats,
             cheap=True,
             forward_temp={x.atom: 4},
-            backward_temp={x.atom: 8},
+            backward_temp={x.atom: 12},
         )
         low = scaled
-        if code.norm == "low" and x.width < 4:
+        if code.norm in ("low", "mixed") and x.width < 4:
             low = op("norm.cast", [scaled], x.atom, x.width, cheap=True)
         if weight:
             trained = style.trained
@@ -200,6 +200,7 @@ class Recorder:
         style, w = self.style, self.style.width
         op = self.tape.op
         grouped = att.kind == "gqa" and att.num_heads != att.num_kv_heads and k.atom == "k"
+        repeats = grouped and att.num_kv_heads > 1  # one head is expanded, not copied
         if style.attention == "eager" or att.softcap or code.kernel == "eager":
             return self.eager_attention(q, k, v, att, code, grouped=grouped)
         always = style.masks and code.kernel == "masked"
@@ -210,7 +211,7 @@ class Recorder:
         windowed = style.masks and att.window is not None and not efficient
         saved: Form = {"h": 4}
         staging: Form = {"q": 4, "h": 4}  # dQ is accumulated in fp32
-        if grouped and (efficient or windowed):
+        if repeats and (efficient or windowed):
             k = op("repeat_k", [k], "kr" if windowed else "q", w, cheap=True)
             v = op("repeat_v", [v], "vr" if windowed else "o", w, cheap=True)
         if windowed or always:
@@ -247,6 +248,8 @@ class Recorder:
         if att.softcap:
             product = op("softcap", [product], "s", w, saves_output=True, core=True, backward_temp=temp)
         soft_width = w if att.sinks else 4
+        if product.width < soft_width:
+            product = op("scores.float", [product], "s", 4, core=True)
         soft = op(
             "softmax",
             [product],
@@ -255,7 +258,7 @@ class Recorder:
             saves_output=True,
             core=True,
             forward_temp={"s": 2 * w} if att.sinks else {},
-            backward_temp={"s": soft_width + (2 * w if att.sinks else 0)},
+            backward_temp={"s": soft_width},
             extra_saved={"h": w + 8} if att.sinks else {},
         )
         low = soft if soft_width == w else op("softmax.cast", [soft], "s", w, core=True)
@@ -338,8 +341,17 @@ class Recorder:
         copies, keeps_output = ACTIVATIONS.get(act, (1, False))
         saved = [x] if copies else []
         extra = {x.atom: (copies - 1) * x.width} if copies > 1 else {}
+        temp = {x.atom: x.width} if copies and keeps_output else {}
         return self.tape.op(
-            act, [x], x.atom, x.width, saved=saved, saves_output=keeps_output, extra_saved=extra, cheap=True
+            act,
+            [x],
+            x.atom,
+            x.width,
+            saved=saved,
+            saves_output=keeps_output,
+            extra_saved=extra,
+            cheap=True,
+            backward_temp=temp,
         )
 
     def mlp(self, h: Value, mlp: Mlp, atom: str = "f", part: str = "mlp") -> Value:
@@ -483,7 +495,7 @@ class Recorder:
         if has_mixer:
             out = sublayer(out, lambda h: self.mix(h, block))
         if block.cross:
-            memory = self.tape.input("enc", style.width, grad=True)
+            memory = self.tape.input("enc", style.width, grad=True, shared=True)
             cross = block.cross
             out = sublayer(out, lambda h: self.attention(h, cross, code, memory))
         if block.ffn:

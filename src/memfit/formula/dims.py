@@ -96,11 +96,13 @@ class Dims:
 def part_of(tensor: Tensor) -> str:
     """The weight atom of a tensor: ``w.<part>.<in|out>``."""
     part = tensor.part if tensor.part in ("attention", "mlp", "expert", "mixer") else "rest"
-    side = "out" if tensor.tp_dim == 1 or tensor.role in _ROW else "in"
+    side = "out" if tensor.role in _ROW or (tensor.tp_dim == 1 and tensor.role not in _TRANSPOSED) else "in"
     return f"w.{part}.{side}"
 
 
 _ROW = frozenset({"o_proj", "down_proj", "out_proj", "dense", "fc2", "c_proj", "wo", "w2", "w_down"})
+_TRANSPOSED = frozenset({"c_fc", "c_attn", "q_attn"})
+"""Column-parallel projections that GPT-2 stores as (in, out)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ class Estimate:
 
     @cached_property
     def bands(self) -> dict[str, Band]:
-        """Per kind of reading (``allocated``, ``reserved``, ``device``, ``need``) the range that holds nine runs in ten."""
+        """The range that holds nine runs in ten, for ``allocated``, ``reserved``, ``device`` and ``need``."""
         return bands(self.reading.peak_bytes(), self.reading.outside.total, sharded=self.sharded)
 
     @property

@@ -67,15 +67,15 @@ class Serving:
 
 
 @cache
-def _rows() -> tuple[dict[str, Any], ...]:
-    return tuple(profiles.read_data("inference.toml")["row"])
+def _data() -> dict[str, Any]:
+    return profiles.read_data("inference.toml")
 
 
 def traits(framework_version: str | None) -> dict[str, Any]:
     """The rows of ``data/inference.toml`` that apply to a version text, merged."""
     text = (framework_version or "").lower()
     out: dict[str, Any] = {}
-    for row in _rows():
+    for row in _data()["row"]:
         at = text.find(row["match"])
         if at < 0:
             continue
@@ -88,15 +88,15 @@ def traits(framework_version: str | None) -> dict[str, Any]:
     return out
 
 
-def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int) -> int:
+def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int, *, gguf: bool = False) -> int:
     """Stored weights on one rank: linear layers in the storage dtype, the rest in 16 bit where the format says so."""
     dtype = profiles.dtype(weights)
-    whole = dtype.keep16 == "none"
+    whole = dtype.keep16 == "none" and (gguf or dtype.name != "bpw")
 
     def quantise(t: Tensor) -> bool:
         return whole or (t.linear and t.part not in ("head", "embedding"))
 
-    total = 0
+    total: int = 0
     how = Training(full=False)
 
     def add(tensors: tuple[Tensor, ...], number: int, kv: int) -> None:
@@ -110,7 +110,7 @@ def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int) -> int:
             add(block.tensors, number, num_kv(block))
         add(stack.extra, 1, 1 << 30)
     add(arch.outer, 1, 1 << 30)
-    return cdiv(total, pp)
+    return int(cdiv(total, pp))
 
 
 def _qkv_bytes(arch: Architecture, weights: Any) -> int:
@@ -141,7 +141,8 @@ def serving(resolved: Resolved) -> Serving:
     warnings: list[str] = []
     framework = v["framework"]
     if framework not in ("transformers", "torch", "exllama"):
-        warnings.append(f"`{framework}` reserves memory by rules of its own; this is what the model needs, not its pool")
+        what = "reserves memory by rules of its own; this is what the model needs, not its pool"
+        warnings.append(f"`{framework}` {what}")
     kv_bits = _KV_BITS.get(str(v["kv"]), 16)
     kv_elements = 0
     per_token = 0
@@ -169,7 +170,7 @@ def serving(resolved: Resolved) -> Serving:
             for b, n in zip(arch.decoder.blocks, arch.decoder.counts(), strict=True)
             if b.attention and b.attention.rotary_dim
         )
-    weights = weights_bytes(arch, v["weights"] or "bf16", d, v["pp"])
+    weights = weights_bytes(arch, v["weights"] or "bf16", d, v["pp"], gguf=framework in _data()["gguf"]["frameworks"])
     weights += cdiv(_qkv_bytes(arch, v["weights"] or "bf16") * quirks.get("qkv_copies", 0), v["pp"] * v["tp"])
     bytes_kv = int(kv_elements * kv_bits // 8)
     return Serving(

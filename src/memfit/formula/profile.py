@@ -190,7 +190,7 @@ def sharding(name: str) -> Sharding:
 @cache
 def loss(name: str) -> Loss:
     """A loss by the name of its row."""
-    row = {k: tuple(v) if isinstance(v, list) else v for k, v in _profiles()["loss"][name].items()}
+    row: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in _profiles()["loss"][name].items()}
     return Loss(**row)
 
 

@@ -25,7 +25,8 @@ def split_by_cost(costs: Sequence[int], head_cost: int, parts: int) -> list[tupl
     nanotron assigns blocks in order and moves to the next rank once the share is reached.
     """
     share = (sum(costs) + head_cost) / parts
-    out, start, spent = [], 0, 0.0
+    out: list[tuple[int, int]] = []
+    start, spent = 0, 0.0
     for index, cost in enumerate(costs):
         spent += cost
         if spent >= share * (len(out) + 1) and len(out) < parts - 1:

@@ -16,7 +16,7 @@ from memfit.formula.profile import Dtype, Loss, Optimizer, Profile, Scheme, Shar
 from memfit.formula.style import Style
 from memfit.formula.tail import tail
 from memfit.formula.tape import Form, Program
-from memfit.formula.weights import LINEAR_ALL, Held, Training, held, matrix_share
+from memfit.formula.weights import LINEAR_ALL, Held, Training, held, matrix_share, projected_elements
 from memfit.models.architecture import Architecture, Block, Mlp, Stack, Tensor
 
 LOW = frozenset({"bf16", "fp16", "bf16-mixed", "fp16-mixed", "fp8", "mxfp8", "nvfp4"})
@@ -70,12 +70,13 @@ def split_forms(forms: tuple[Form, ...]) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of block in one stack: its programs and weights."""
+    """One kind of block in one stack: programs and weights; ``idle`` are the weights of a layer that is not trained."""
 
     block: Block
     plain: Program
     checkpointed: Program
     held: Held
+    idle: Held
     trains: bool
     backward: Split
     recompute: Split
@@ -114,6 +115,7 @@ class Setup:
     tail_forward: Split
     tail_backward: Split
     matrix: tuple[int, int]
+    projected: int
     reference: bool
     outer_width: int
 
@@ -217,17 +219,19 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
     quantise = _quantise(prof, frozen)
     first = 0
     if c.training.last_layers:
-        first = max(0, stack.num_layers - c.training.last_layers)
+        first = stack.num_layers - min(c.training.last_layers, stack.num_layers) if stack.name == "decoder" else 1 << 30
+    how = replace(c.training, full=True) if c.training.last_layers else c.training
     kinds = []
     for block in stack.blocks:
-        st = _block_style(style, block, c.training)
+        st = _block_style(style, block, how)
         played = program(block, st)
         kinds.append(
             Kind(
                 block,
                 played,
                 played,
-                held(block.tensors, c.training, quantise=quantise),
+                held(block.tensors, how, quantise=quantise),
+                held(block.tensors, c.training, quantise=quantise, train=False),
                 st.trained or bool(st.lora),
                 split_forms(played.backward),
                 split_forms(played.recompute),
@@ -280,26 +284,26 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         tail_forward=split_forms(end.forward),
         tail_backward=split_forms(end.backward),
         matrix=matrix_share(arch),
+        projected=projected_elements(arch, optimizer.rank) if optimizer.rank else 0,
         reference=c.method == "dpo" and prof.reference and not c.training.rank,
         outer_width=4 if kbit else (2 if c.precision in LOW else 4),
     )
 
 
-def choices(values: Mapping[str, Any], *, flash: bool = True) -> Choices:
+def choices(values: Mapping[str, Any], *, num_layers: int, flash: bool = True) -> Choices:
     """The discrete fields from a completed job's flat values.
 
     Args:
         values: field name -> value of task and strategy, complete.
+        num_layers: layers of the decoder, for a trained fraction of them.
         flash: the GPU runs the flash backend of SDPA (compute capability 8.0 or newer).
     """
     method = values["method"]
     lora = values.get("lora")
     adapters = method in ("lora", "qlora", "dora") or (method in ("dpo", "grpo") and lora is not None)
-    also: tuple[str, ...] = ()
-    last = 0
     if adapters and lora is not None:
         targets = lora.targets
-        names = (LINEAR_ALL,) if targets in (None, LINEAR_ALL) else ((targets,) if isinstance(targets, str) else tuple(targets))
+        names = (targets,) if isinstance(targets, str) else tuple(targets or (LINEAR_ALL,))
         how = Training(
             full=False,
             rank=lora.rank or 8,
@@ -310,11 +314,12 @@ def choices(values: Mapping[str, Any], *, flash: bool = True) -> Choices:
         dropout = bool(lora.dropout)
     elif method == "freeze":
         trainable = values.get("trainable")
-        if isinstance(trainable, int):
-            last = trainable
-        elif isinstance(trainable, tuple):
-            also = trainable
-        how = Training(full=False, also=also or ("*",), last_layers=last)
+        if isinstance(trainable, tuple):
+            how = Training(full=False, also=trainable)
+        elif isinstance(trainable, float):
+            how = Training(full=False, last_layers=max(1, round(trainable * num_layers)))
+        else:
+            how = Training(full=False, last_layers=int(trainable or 1))
         dropout = False
     else:
         how = Training()

@@ -19,9 +19,9 @@ from memfit.ledger import Band
 
 FLAT = {"logits": 15, "kept": 4, "block": 4}
 LATE = {"logits": 30, "kept": 1, "block": 25, "states": 12}
-"""Percent of each entry that is lost to splitting, by least squares over simulated steps (``benchmarks/slack.py`` prints
-the fit and its residual): FLAT where the optimizer's memory exists before the first step in flat buffers, LATE where
-states are made tensor by tensor at its end."""
+"""Percent of each entry that is lost to splitting, by least squares over simulated steps (``benchmarks/slack.py``
+prints the fit and its residual): FLAT where the optimizer's memory exists before the first step in flat buffers, LATE
+where states are made tensor by tensor at its end."""
 
 
 def fragments(parts: Mapping[str, Int], *, states_late: bool) -> Int:

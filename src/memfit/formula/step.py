@@ -100,13 +100,17 @@ class StageModel:
     def _held(self) -> list[tuple[Held, int, int, bool]]:
         """(weights, how many times, kv heads, inside blocks) of everything on the stage."""
         out = []
+        first = self.s.decoder.first_trained
         for index, kind in enumerate(self.s.decoder.kinds):
-            number = self._kinds.count(index)
-            if number:
-                out.append((kind.held, number, num_kv(kind.block), True))
+            mine = [layer for layer, k in zip(self.indices, self._kinds, strict=True) if k == index]
+            trained = sum(layer >= first for layer in mine)
+            if trained:
+                out.append((kind.held, trained, num_kv(kind.block), True))
+            if len(mine) > trained:
+                out.append((kind.idle, len(mine) - trained, num_kv(kind.block), True))
         for tower in self._towers:
             out.extend(
-                (kind.held, number, num_kv(kind.block), True)
+                (kind.held if tower.first_trained == 0 else kind.idle, number, num_kv(kind.block), True)
                 for kind, number in zip(tower.kinds, tower.stack.counts(), strict=True)
                 if number
             )
@@ -230,6 +234,8 @@ class StageModel:
         opt = self.s.optimizer
         if opt.matrix_only and self.c.training.full:
             matrices = n * inside // whole
+            if self.s.projected:
+                return master, n * self.s.projected // whole * state + slots(self.s.rest, n - matrices, state)
             return master, slots(opt, matrices, state) + slots(self.s.rest, n - matrices, state)
         return master, slots(opt, n, state)
 
@@ -356,9 +362,10 @@ class StageModel:
         unit = maximum(self.largest_block(), outer)
         gather = unit * width if sh.copy_in else 0
         _, dense, expert = self.weights_bytes()
-        shards = self._shard(dense, expert, True) * (4 if self.c.training.rank and self.s.profile.adapter_fp32 else sch.grad or self.s.width)
-        trained_outer = self.outer_trained() if sh.root else maximum(self.head_weights(), self.embedding_weights())
-        flat = maximum(self.largest_block() if self.c.training.full else 0, trained_outer if self.c.training.full else 0)
+        shards = self._shard(dense, expert, True) * self.grad_width
+        if "gradients" in self.c.offload or "optimizer" in self.c.offload:
+            shards = 0
+        flat = unit if self.c.training.full else 0
         reduce = shards + flat * (sch.reduce or self.s.width)
         return where(self.ways > 1, gather + reduce, 0)
 
@@ -366,9 +373,12 @@ class StageModel:
         """Elements of the embedding on the stage."""
         return local(self.s.embedding.all, self.d, 1 << 30) if self.stage.first else 0
 
-    def outer_trained(self) -> Int:
-        """Trained elements of embedding, norm and head on the stage."""
-        return self.outer_weights() if self.c.training.full else 0
+    @property
+    def grad_width(self) -> int:
+        """Bytes per element of the gradients that wait for the optimizer step."""
+        if self.c.training.rank and self.s.profile.adapter_fp32:
+            return 4
+        return self.s.scheme.grad or self.s.width
 
     def replicas_bucket(self, trained: Int) -> Int:
         """Bytes of the gradient buckets that replicated data parallelism keeps during the whole step."""
@@ -387,9 +397,7 @@ class StageModel:
         weights, dense, expert = self.weights_bytes()
         trained = dense + expert
         master, states = self.optimizer_bytes(dense, expert)
-        grad_width = sch.grad or s.width
-        if c.training.rank and s.profile.adapter_fp32:
-            grad_width = 4
+        grad_width = self.grad_width
         shard_grads = c.zero >= 2
         # without reduction between micro-batches the gradients of a sharded run accumulate whole
         whole_grads = s.profile.no_sync and c.accumulates and self.sharded
@@ -398,6 +406,8 @@ class StageModel:
             all_grads = 0
         if "optimizer" in c.offload:
             master, states = 0, 0
+            if shard_grads:
+                all_grads = 0  # reduced gradients go to the host as they appear
         elif s.optimizer.paged:
             states = 0  # unified memory: outside the caching allocator, moved to the host when the card is full
         whole = self._whole()
@@ -426,7 +436,8 @@ class StageModel:
         forward_gather, backward_gather = self.gathered(whole, backward=False), self.gathered(whole, backward=True)
         resident_forward = all_grads if always else 0
         if self.stage.last:
-            held_logits, moments = self._tail_moments(base, earlier + whole_kept, casts, forward_gather, resident_forward)
+            kept = earlier + whole_kept
+            held_logits, moments = self._tail_moments(base, kept, casts, forward_gather, resident_forward)
             out += moments
         head_grads = self._head_grads(shard_grads, grad_width)
         out += self._block_moments(
@@ -557,7 +568,7 @@ class StageModel:
                 positions.setdefault((tower.stack.layout[layer], self.is_checkpointed(layer)), []).append(position)
         out = []
         shard_grads = c.zero >= 2
-        grad_width = 4 if c.training.rank and s.profile.adapter_fp32 else (sch.grad or s.width)
+        grad_width = self.grad_width
         per_kind = []
         for kind in tower.kinds:
             kv = num_kv(kind.block)
@@ -593,9 +604,7 @@ class StageModel:
                             "block": working - fresh,
                             "gathered": gathered,
                             "buckets": self.buckets(trained, block_elements),
-                            "casts": casts // number
-                            if checkpointed
-                            else cdiv(casts * (position + 1), number),
+                            "casts": casts // number if checkpointed else cdiv(casts * (position + 1), number),
                             "logits": held_logits,
                         },
                     )
@@ -605,7 +614,8 @@ class StageModel:
     def _grads_after(self, per_kind: list[tuple[Int, Int]]) -> list[Int]:
         after: list[Int] = [0] * (len(self.indices) + 1)
         for position in range(len(self.indices) - 1, -1, -1):
-            after[position] = after[position + 1] + per_kind[self._kinds[position]][1]
+            trained = self.indices[position] >= self.s.decoder.first_trained
+            after[position] = after[position + 1] + (per_kind[self._kinds[position]][1] if trained else 0)
         return after
 
 

@@ -1,4 +1,4 @@
-"""The end of the decoder: final norm, output head and loss, as a layer program.
+"""The two ends of a stack as layer programs: norm and dropout of the embedding; final norm, output head and loss.
 
 Atoms: x, X, t, T as in ``blocks.py``; V logits on the rank (T * vocabulary, divided by tp when the head is split);
 Vs one slice of them; w.head elements of the head's weight.
@@ -20,6 +20,8 @@ def tail(
     norm: str,
     code: Code = PLAIN,
     weight: bool = True,
+    transform: bool = False,
+    dropout: bool = False,
     softcap: bool = False,
     head_trained: bool,
     hidden_grad: bool = True,
@@ -31,6 +33,8 @@ def tail(
         loss: which copies of the logits the loss makes.
         norm: kind of the final norm.
         code: how the class computes it; ``weight`` whether it has one.
+        transform: a linear layer and an activation stand before the norm (BERT's head).
+        dropout: a dropout stands behind the norm (T5).
         softcap: the logits are soft-capped.
         head_trained: the head's weight gets a gradient.
         hidden_grad: the hidden states carry a gradient (something below trains).
@@ -38,7 +42,11 @@ def tail(
     rec = Recorder(style)
     tape, w = rec.tape, style.width
     x = tape.input("x", style.residual, grad=hidden_grad)
-    h = rec.cast(rec.gather(rec.norm(x, norm, "t", code, weight=weight)))
+    h = x
+    if transform:
+        h = rec.activation(rec.linear(h, "x", "transform", "head", bias=True), "gelu")
+    h = rec.dropout(rec.norm(h, norm, "t", code, weight=weight), float(dropout))
+    h = rec.cast(rec.gather(h))
     fresh = {"w.head": max(style.weight_grads, w)} if head_trained else {}
     saved = [h] if head_trained else []
     atom = h.atom
@@ -73,3 +81,20 @@ def tail(
         backward_temp={"V": backward} if backward else {},
     )
     return tape.compile(out)
+
+
+def entry(style: Style, *, norm: str, dropout: bool) -> Program:
+    """The layer program between the embedding and the first block."""
+    rec = Recorder(style)
+    x = rec.tape.op("embedding", [rec.tape.input("T", 8, grad=False)], "x", style.residual, grad=style.trained)
+    x = rec.dropout(rec.norm(x, norm), float(dropout))
+    return rec.tape.compile(x)
+
+
+def exit_of(style: Style, *, norm: str, code: Code, dropout: bool) -> Program:
+    """The layer program from an encoder's last block to what the decoder reads: final norm and dropout."""
+    rec = Recorder(style)
+    x = rec.tape.input("x", style.residual)
+    x = rec.dropout(rec.norm(x, norm, "t", code), float(dropout))
+    kept = rec.tape.op("read", [x], "x", x.width, saved=[x])
+    return rec.tape.compile(kept)

@@ -49,13 +49,14 @@ def undominated(forms: Iterable[Form]) -> tuple[Form, ...]:
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """A tensor on the tape: ``width`` bytes for each element of ``atom``."""
+    """A tensor on the tape: ``width`` bytes for each element of ``atom``; ``shared`` ones are kept by their owner."""
 
     atom: str
     width: int
     grad: bool
     producer: Op | None = None
     storage: Value | None = None
+    shared: bool = False
 
     @property
     def root(self) -> Value:
@@ -142,9 +143,9 @@ class Tape:
         self.compiled = compiled
         self.inputs: list[Value] = []
 
-    def input(self, atom: str, width: int, *, grad: bool = True) -> Value:
-        """A tensor that comes from outside the block."""
-        value = Value(atom, width, grad)
+    def input(self, atom: str, width: int, *, grad: bool = True, shared: bool = False) -> Value:
+        """A tensor that comes from outside the block; several blocks read a ``shared`` one."""
+        value = Value(atom, width, grad, shared=shared)
         self.inputs.append(value)
         return value
 
@@ -250,10 +251,10 @@ class Tape:
         again = self._forward(saved, output, checkpoint, recompute=True)
         backward_again = self._backward(saved, output, checkpoint)
         incoming = {output.atom: output.width}
-        kept = _bytes_of(everything.values())
+        kept = _bytes_of(v for v in everything.values() if not v.shared)
         return Program(
-            kept=_bytes_of(v for v in everything.values() if v is not output.root),
-            checkpoint=_bytes_of(v for v in checkpoint.values() if v is not output.root),
+            kept=_bytes_of(v for v in everything.values() if v is not output.root and not v.shared),
+            checkpoint=_bytes_of(v for v in checkpoint.values() if v is not output.root and not v.shared),
             forward=_peaks(forward, _bytes_of(inputs.values())),
             backward=_peaks(backward, kept),
             recompute=undominated(

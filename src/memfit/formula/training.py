@@ -65,7 +65,7 @@ def flash_of(resolved: Resolved) -> bool:
 
 def setup_of(resolved: Resolved) -> Setup:
     """The compiled static part of a resolved training job."""
-    return setup(resolved.arch, choices(resolved.values, flash=flash_of(resolved)))
+    return setup(resolved.arch, choices(resolved.values, num_layers=resolved.arch.num_layers, flash=flash_of(resolved)))
 
 
 def stages_of(s: Setup, d: Dims) -> list[Stage]:

@@ -175,3 +175,17 @@ def matrix_share(arch: Architecture) -> tuple[int, int]:
         t.numel for s in (arch.decoder, *arch.towers) for t in s.extra if not t.buffer
     )
     return inside, total + outer
+
+
+def projected_elements(arch: Architecture, rank: int) -> int:
+    """State elements of a projected optimizer (GaLore): for an m x n matrix, m <= n, two moments of rank x n and an
+    m x rank projector."""
+    total = 0
+    for stack in (arch.decoder, *arch.towers):
+        for block, number in zip(stack.blocks, stack.counts(), strict=True):
+            for t in block.tensors:
+                if len(t.shape) == 2 and not t.buffer:
+                    small, large = sorted(t.shape)
+                    r = min(rank, small)
+                    total += number * t.count * r * (2 * large + small)
+    return total

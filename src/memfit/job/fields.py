@@ -185,7 +185,7 @@ FIELDS: tuple[Field, ...] = (
         flags=("--output",), doc="tokens that are generated for a prompt", also=("output_len", "max_new_tokens", "osl"),
     ),
     Field(
-        path="strategy.framework", type="choice", default="torch", serve="transformers", flags=("--framework", "-f"),
+        path="strategy.framework", type="choice", default="transformers", flags=("--framework", "-f"),
         choices=("transformers", *TRAIN_FRAMEWORKS, *SERVE_FRAMEWORKS),
         aliases={"hf": "transformers", "huggingface": "transformers", "pytorch": "torch", "ms-swift": "swift",
                  "megatron-lm": "megatron", "megatron-core": "megatron", "nemo": "megatron", "fsdp": "torch",

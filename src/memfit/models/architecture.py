@@ -112,7 +112,7 @@ class Recurrent:
         inner: width of the inner stream (mamba: d_inner; gdn: value_heads*value_dim; conv: hidden).
         num_heads: value heads (mamba2: heads), 0 for mamba1.
         head_dim: value head dim (mamba2: head dim), 0 for mamba1.
-        num_key_heads, key_dim: gdn/kda key heads and their dim; mamba2: num groups and state size; mamba1: 1, state size.
+        num_key_heads, key_dim: gdn/kda key heads and their dim; mamba2: num groups, state size; mamba1: 1, state size.
         conv_kernel: causal convolution width, 0 without one.
         conv_dim: channels the convolution runs over.
         state_elements: elements of the recurrent state of one sequence in one block (without the convolution state).
@@ -177,7 +177,8 @@ class Code:
 
     Attributes:
         norm: ``low`` multiplies the weight in the compute dtype (Llama), ``float`` in fp32 (Gemma, OLMo 2; a LayerNorm
-            runs on an fp32 copy), ``written`` is a LayerNorm written out in fp32 tensor operations (Cohere).
+            runs on an fp32 copy), ``written`` is a LayerNorm written out in fp32 tensor operations (Cohere), ``mixed`` keeps the input beside
+            its fp32 copy (T5).
         norm_at: the norms stand before a sub-layer (``input``), behind it (``output``, OLMo 2) or behind the residual
             sum (``sum``, BERT).
         kernel: what SDPA can run: ``sdpa`` the fused kernels, ``masked`` always with a mask (no flash kernel),
@@ -187,10 +188,11 @@ class Code:
         float_scores: queries and keys are raised to fp32 before the product (GPT-J).
         position_bias: a bias of scores shape is added (T5).
         router_float: the router runs on an fp32 copy of its input (DeepSeek V3).
+        native_loss: the loss is computed on the logits as they are, without an fp32 copy (T5).
         clamped_glu: experts clamp gate and up and write the gate's sigmoid out (gpt-oss).
     """
 
-    norm: Literal["low", "float", "written"] = "low"
+    norm: Literal["low", "float", "written", "mixed"] = "low"
     norm_at: Literal["input", "output", "sum"] = "input"
     kernel: Literal["sdpa", "masked", "math", "eager"] = "sdpa"
     rope_cat: bool = False
@@ -199,6 +201,7 @@ class Code:
     position_bias: bool = False
     router_float: bool = False
     clamped_glu: bool = False
+    native_loss: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +210,7 @@ class Block:
 
     Attributes:
         kind: short name, unique inside the architecture, e.g. ``full+moe``.
-        attention, recurrent: the mixer; both are set in parallel hybrids (Falcon-H1), none in MLP-only blocks (Nemotron-H).
+        attention, recurrent: the mixer; both in parallel hybrids (Falcon-H1), none in MLP-only blocks (Nemotron-H).
         cross: a further cross-attention sub-layer (encoder-decoder models).
         ffn: the feed-forward sub-layer, None where the block has none.
         norm: ``rms``, ``layer`` or ``none`` (OLMo-1 layer norm without weights counts as ``layer``).
@@ -280,9 +283,7 @@ class Stack:
     @property
     def active_params(self) -> int:
         """Parameters that one token uses."""
-        return sum(self.blocks[i].active_params for i in self.layout) + sum(
-            t.numel for t in self.extra if not t.buffer
-        )
+        return sum(self.blocks[i].active_params for i in self.layout) + sum(t.numel for t in self.extra if not t.buffer)
 
     def counts(self, start: int = 0, stop: int | None = None) -> tuple[int, ...]:
         """How many layers of each kind stand in ``layout[start:stop]``."""
@@ -292,7 +293,9 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Architecture:
-    """A model (compared by identity: one object per configuration): the stacks, the vocabulary matrices and what the memory model must know of them.
+    """A model: the stacks, the vocabulary matrices and what the memory model must know of them.
+
+    Compared by identity: one object per configuration.
 
     Attributes:
         model_type: as in config.json.
@@ -345,7 +348,7 @@ class Architecture:
 
     @property
     def num_params(self) -> int:
-        """Trainable parameters as ``sum(p.numel() for p in model.parameters())`` counts them (tied once, MTP left out)."""
+        """Trainable parameters, as summing ``numel`` over ``model.parameters()`` gives (tied once, MTP left out)."""
         outer = sum(t.numel for t in self.outer if not t.buffer)
         return outer + self.decoder.num_params + sum(s.num_params for s in self.towers)
 

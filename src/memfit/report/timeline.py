@@ -42,7 +42,7 @@ def timeline_text(page: Page, estimate: Estimate) -> str:
     names = [f"{clean(row['phase'])}: {clean(row['what'])}" for row in rows]
     names = [clean(r["what"]) if r["what"].startswith(r["phase"]) else n for n, r in zip(names, rows, strict=True)]
     label = min(max(map(cells, names)), max(page.width - number - 4 - _BAR_LEAST, 12))
-    room = page.width - label - number - 5
+    room = page.width - label - number - 6
     lines = []
     for name, row in zip(names, rows, strict=True):
         bar = _bar(page, {**outside, **row["components"]}, room, scale, estimate.capacity_bytes)

@@ -107,12 +107,47 @@ def model_class(config: Any) -> Any:
     raise ConfigError(f"transformers has no model class for `{config.model_type}`")
 
 
-def checkpoint(model: Any, *, every: int = 1, offload: bool = False) -> None:
-    """Activation checkpointing of every ``every``-th layer, not re-entrant, as transformers does it."""
+def checkpoint(model: Any, *, every: int = 1, selective: bool = False) -> None:
+    """Activation checkpointing of every ``every``-th layer, not re-entrant, as transformers does it.
+
+    Args:
+        model: a transformers model.
+        every: checkpoint one layer in so many.
+        selective: keep the results of attention and of every second matrix product of a layer, recompute the rest.
+    """
+    arguments: dict[str, Any] = {"use_reentrant": False}
+    if selective:
+        arguments["context_fn"] = _selective_contexts
     if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(every_n_layers=every, offload=offload)
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments, every_n_layers=every)
+    elif every > 1:
+        raise ConfigError("this transformers checkpoints all layers or none", hint="transformers 5 or later")
     else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+
+
+def _selective_contexts() -> Any:
+    """The choice that torchtitan's per-operation mode makes (distributed/activation_checkpoint.py, 2025)."""
+    import torch
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+    aten = torch.ops.aten
+    kept = {
+        aten.mm.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+    }
+    products = {"forward": 0, "recompute": 0}
+
+    def policy(context: Any, func: Any, *_args: Any, **_kwargs: Any) -> Any:
+        if func is aten.mm.default:
+            products["recompute" if context.is_recompute else "forward"] += 1
+        count = products["recompute" if context.is_recompute else "forward"]
+        keep = func in kept and not (func is aten.mm.default and count % 2 == 0)
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
 
 
 def num_experts(config: Any) -> int:

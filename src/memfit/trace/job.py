@@ -104,7 +104,7 @@ def training_of(job: Job, *, rank: int = 0, num_layers: int | None = None) -> tu
     params = "fp32" if mixed and not adapters else low
     if adapters and plan.weights in ("fp32", "bf16", "fp16"):
         params = str(plan.weights)
-    every = {"none": 0, "full": 1}.get(str(plan.checkpointing), plan.checkpointing)
+    every = {"none": 0, "full": 1, "selective": 1}.get(str(plan.checkpointing), plan.checkpointing)
     return (
         Training(
             config=config_dict(job),
@@ -118,6 +118,7 @@ def training_of(job: Job, *, rank: int = 0, num_layers: int | None = None) -> tu
             optimizer_in_backward=bool(plan.optimizer_in_backward),
             set_to_none=plan.set_to_none is not False,
             checkpointing=every if isinstance(every, int) else 0,
+            selective=plan.checkpointing == "selective",
             attention="sdpa" if plan.attention == "flash" and low == "fp32" else plan.attention or "sdpa",
             lora=_lora(task) if adapters else None,
             nf4=task.method == "qlora",
@@ -178,7 +179,7 @@ def _refusals(job: Job) -> list[JobError]:
         faults.append(no("strategy.zero", plan.zero, f"ZeRO stage {plan.zero}"))
     if plan.precision not in ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed"):
         faults.append(no("strategy.precision", plan.precision, f"precision {plan.precision}"))
-    if plan.checkpointing in ("selective", "attention"):
+    if plan.checkpointing == "attention":
         faults.append(no("strategy.checkpointing", plan.checkpointing, f"{plan.checkpointing} checkpointing"))
     if plan.offload:
         faults.append(no("strategy.offload", plan.offload, "offloading"))

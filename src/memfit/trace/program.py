@@ -88,7 +88,7 @@ def _model(t: Training, config: Any, device: str) -> Any:
     elif t.trainable is not None:
         freeze(model, t.trainable)
     if t.checkpointing:
-        hf.checkpoint(model, every=t.checkpointing)
+        hf.checkpoint(model, every=t.checkpointing, selective=t.selective)
         if t.lora is not None or t.trainable is not None:
             model.enable_input_require_grads()
     return model

@@ -22,7 +22,7 @@ from memfit.trace.values import Values
 from memfit.trace.where import Where, in_backward
 
 _ADD = torch.ops.aten.add.Tensor
-_SCALAR = torch.ops.aten._local_scalar_dense.default
+_WAIT = "_c10d_functional::wait_tensor"
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[misc]
@@ -210,12 +210,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return func(*args, **kwargs)
         self._settle()
         first = self._candidate(args) if func is _ADD else None
-        if self.values.needed(func, args, self.device):
+        name = func._schema.name
+        if name == _WAIT:  # returns its input on a GPU; the shape function would make a new tensor
+            out = args[0].detach()
+        elif self.values.needed(func, args, self.device):
             out = self.values.answer(func, args, kwargs, self.where)
         else:
             out = func(*args, **kwargs)
         self.num_ops += 1
-        name = func._schema.name
         if isinstance(out, torch.Tensor):
             if out.device.type == self.device:
                 uid = self.track(out, name, self._cast_of(name, args, out))

@@ -21,6 +21,7 @@ class Training:
         optimizer_in_backward: each gradient is applied and freed as it appears.
         set_to_none: gradients are freed between steps.
         checkpointing: 0 keeps everything, n recomputes every n-th layer.
+        selective: recomputed layers keep attention and every second matrix product.
         attention: "sdpa", "flash" (the flash-attention package) or "eager".
         lora: arguments of peft's LoraConfig, None for full training.
         nf4: frozen linear layers are stored in 4 bits (QLoRA).
@@ -47,6 +48,7 @@ class Training:
     optimizer_in_backward: bool = False
     set_to_none: bool = True
     checkpointing: int = 0
+    selective: bool = False
     attention: str = "sdpa"
     lora: dict[str, Any] | None = None
     nf4: bool = False
