@@ -113,13 +113,18 @@ def vramcalc(case: Case) -> Answer:
             main(arguments)
         except SystemExit as stop:
             if stop.code not in (0, 1, None):
-                raise Refused((err.getvalue() or out.getvalue() or str(stop.code)).strip().splitlines()[-1]) from None
+                raise Refused(_last_line(err.getvalue() or out.getvalue() or str(stop.code))) from None
     if not out.getvalue().strip():
-        raise Refused(err.getvalue().strip().splitlines()[-1])
+        raise Refused(_last_line(err.getvalue()))
     result = json.loads(out.getvalue())
     result = result.get("estimate", result)
     names = ("weights", "gradients", "optimizer", "activations", "autocast_cache", "step_workspace", "kv_cache")
     return {"gib": result["total"] / GIB, "parts": {n: result[n] / GIB for n in names if result.get(n)}}
+
+
+def _last_line(text: str) -> str:
+    """What a tool said last, without its own name in front."""
+    return text.strip().splitlines()[-1].removeprefix("vramcalc: ")
 
 
 def llm_analysis(case: Case) -> Answer:
@@ -166,7 +171,7 @@ def llm_analysis(case: Case) -> Answer:
                     mlp_gated_linear_units=True,
                 )
     except AssertionError as error:
-        raise Refused(f"asserts: {error}"[:120]) from None
+        raise Refused(f"asserts: {str(error).partition(',')[0]}") from None
     memory = {k: v / GIB for k, v in result.items() if "memory" in k and isinstance(v, int | float) and v > 2}
     wanted = {
         "weight_memory_per_gpu": "weights",

@@ -22,9 +22,9 @@ from typing import Any
 
 from memfit.formula.dims import evaluate
 from memfit.formula.resolve import resolve
-from memfit.formula.setup import Setup, choices, setup
+from memfit.formula.setup import Setup
 from memfit.formula.step import Stage, StageModel
-from memfit.formula.training import dims_of, peaks
+from memfit.formula.training import dims_of, peaks, setup_of
 from memfit.job import parse
 from memfit.models import catalog
 
@@ -248,14 +248,17 @@ class Prediction:
         return out
 
     def tail_kept(self) -> int:
-        """Bytes kept by the final norm, the head and the loss."""
-        return int(evaluate(self.setup.tail.kept, self.model.tail_atoms()))
+        """Bytes kept outside the layers: by the embedding's norm and dropout, the final norm, the head and the loss."""
+        s, atoms = self.setup, self.model.tail_atoms()
+        ends = [s.tail, s.entry, *(p for leave in s.exits if leave for p in (leave, s.entry))]
+        held = 0 if not s.profile.hold_logits else int(atoms["V"]) * s.width
+        return sum(int(evaluate(p.kept, atoms)) for p in ends) + held
 
 
 def predicted(case: Case, s: Strategy) -> Prediction:
     """The formula's peak of a job."""
     r = resolve(parse(job_of(case, s)))
-    made, d = setup(r.arch, choices(r.values)), dims_of(r)
+    made, d = setup_of(r), dims_of(r)
     top = max(peaks(made, d, every=True), key=lambda p: p.allocated)
     parts = {k: int(v) for k, v in top.peak.parts.items() if v}
     model = StageModel(made, d, top.stage)
@@ -299,7 +302,7 @@ def layer_rows(name: str, p: Prediction, t: dict[str, Any], *, detail: bool) -> 
             places = [i for i, k in enumerate(tower.stack.layout) if k == index]
             layer = next((i for i in reversed(places) if 0 < i < tower.stack.num_layers - 1), places[-1])
             owner = tower.stack.prefix.format(layer)
-            blocks = next((v for k, v in t["layers"].items() if k.endswith(owner) or k.endswith(owner.split(".", 1)[-1])), [])
+            blocks = next((v for k, v in t["layers"].items() if k.endswith(owner)), [])
             theirs = sum(b[0] for b in blocks)
             rows.append(f"  {name:16s} {owner:28s} {kind.block.kind:14s} kept {kept[owner]:>14d} trace {theirs:>14d} {percent(kept[owner], theirs)} %\n")
             if detail:

@@ -1,10 +1,11 @@
 """What do the other tools say, how long do they take and how much memory do they need?
 
-``python benchmarks/peers.py [--install DIR] [--torch PYTHON] [--only NAMES] [--markdown]`` asks every peer that can be
-installed here the same questions beside memfit and prints one table. Each peer runs in its own environment below DIR
-(default ``build/peers``, kept between runs) and in its own process for each question, so wall time and peak resident
-memory are those of a person who types the command, start-up included. A peer that cannot be installed or has no answer
-says so in its cell.
+``python benchmarks/peers.py [--install DIR] [--torch PYTHON] [--only NAMES] [--fresh] [--markdown]`` asks every peer
+that can be installed here the same questions beside memfit and prints one table. Each peer runs in its own environment
+below DIR (default ``build/peers``, kept between runs) and in its own process for each question, so wall time and peak
+resident memory are those of a person who types the command, start-up included. What a peer of the same version
+answered before is taken from DIR unless ``--fresh`` is given; memfit is asked every time. A peer that cannot be
+installed or has no answer has a dash in its cell and its reason below the table.
 
 ``--torch PYTHON`` is an interpreter that has torch, transformers and accelerate; the peers that need torch share its
 packages instead of installing their own copy. Without it they are installed from the package index.
@@ -314,6 +315,10 @@ def run(options: argparse.Namespace) -> None:
         columns.append((peer.name, python, reason))
         versions.append(f"{peer.name} {version(peer, python)}" if python else f"{peer.name} ({reason})")
     replies: dict[tuple[str, str], Reply] = {}
+    # What a version of a peer said to a question stays true: only memfit is asked every time.
+    store = folder / "replies.json"
+    kept: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.exists() and not options.fresh else {}
+    stamps = {name: stamp for (name, _, _), stamp in zip(columns[1:], versions, strict=True)}
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         facts = prepare(scratch)
@@ -322,7 +327,14 @@ def run(options: argparse.Namespace) -> None:
                 question = {**asdict(case), **facts[case.model], "hub": hub}
                 question |= {"folder": str(scratch / case.model), "model_id": MODELS[case.model]}
                 for peer_name, python, reason in columns:
-                    reply = ask(peer_name, python, question, scratch) if python else Reply(reason=reason)
+                    key = json.dumps([stamps.get(peer_name), asdict(case)])
+                    if peer_name != "memfit" and key in kept:
+                        reply = Reply(**kept[key])
+                    else:
+                        reply = ask(peer_name, python, question, scratch) if python else Reply(reason=reason)
+                    if peer_name != "memfit" and python:
+                        kept[key] = asdict(reply)
+                        store.write_text(json.dumps(kept, indent=1))
                     replies[case.title, peer_name] = reply
                     said = reply.reason or f"{reply.gib:.2f} GiB"
                     print(f"{case.title} | {peer_name}: {said} ({reply.wall_s:.1f} s)", file=sys.stderr)
@@ -346,19 +358,19 @@ def _span(replies: Mapping[tuple[str, str], Reply], name: str, unit: str) -> str
     values = [r.wall_s if unit == "s" else r.rss_mib for r in answered]
     if not values:
         return "–"
-    digits = 2 if unit == "s" and max(values) < 1 else 0
-    low, high = (f"{v:.{digits}f}" for v in (min(values), max(values)))
+    low, high = (f"{v:.2f}" if v < 10 and unit == "s" else f"{v:.0f}" for v in (min(values), max(values)))
     return low if low == high else f"{low}–{high}"
 
 
 def _print_reasons(replies: Mapping[tuple[str, str], Reply]) -> None:
-    reasons: dict[tuple[str, str], int] = {}
+    reasons: dict[str, dict[str, int]] = {}
     for (_, name), reply in replies.items():
         if reply.gib is None:
-            reasons[name, reply.reason] = reasons.get((name, reply.reason), 0) + 1
+            counts = reasons.setdefault(name, {})
+            counts[reply.reason] = counts.get(reply.reason, 0) + 1
     print("\nNo answer (–):\n")
-    for (name, reason), count in reasons.items():
-        print(f"- {name}, {count} question{'s' if count > 1 else ''}: {reason}")
+    for name, counts in reasons.items():
+        print(f"- {name}: {'; '.join(f'{reason} ({count})' for reason, count in counts.items())}")
 
 
 # --- The question -----------------------------------------------------------------------------------------------------
@@ -648,6 +660,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", type=lambda t: t.split(","), default=[], metavar="NAMES", help="comma-separated peers"
     )
+    parser.add_argument("--fresh", action="store_true", help="ask again what was asked before")
     parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
     parser.add_argument("--question", action="store_true", help="memfit's part of docs/peers.md, without running peers")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="with --question: renew the page's generated part")

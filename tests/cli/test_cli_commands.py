@@ -51,7 +51,9 @@ def test_commands_and_flags_are_frozen():
     """Scripts rest on these: a flag may come, none may go or change its meaning."""
     found = {
         name: sorted(
-            "/".join([*param.opts, *param.secondary_opts]) if isinstance(param, click.Option) else param.human_readable_name
+            "/".join([*param.opts, *param.secondary_opts])
+            if isinstance(param, click.Option)
+            else param.human_readable_name
             for param in command.params
         )
         for name, command in commands().items()
@@ -76,7 +78,7 @@ def test_every_command_writes_json_and_can_be_quiet():
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_of_each_command(name):
     text = ok(name, "--help")
-    assert text.startswith(f"Usage: memfit {name} ") or text.startswith(f"Usage: app {name} ")
+    assert text.startswith((f"Usage: memfit {name} ", f"Usage: app {name} "))
     assert COMMANDS[name].help.rstrip(".").split(",")[0].split(":")[0] in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
 
@@ -103,7 +105,11 @@ def test_the_order_of_the_answer():
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert places[0] == 0
-    assert text.rstrip().splitlines()[-1].startswith("next: memfit estimate llama-3.1-8b --gpu 8xh100 --zero 3 --ckpt full")
+    assert (
+        text.rstrip()
+        .splitlines()[-1]
+        .startswith("next: memfit estimate llama-3.1-8b --gpu 8xh100 --zero 3 --ckpt full")
+    )
 
 
 def test_exit_codes_say_whether_it_fits():
@@ -510,7 +516,19 @@ def test_job_tells_origins():
     [
         FITS,
         ["llama-3.1-8b", "--method", "qlora", "--gpu", "rtx-4090", "--lora-targets", "q_proj,v_proj"],
-        ["llama-3.1-70b", "--gpu", "64xh100", "--tp", "4", "--pp", "4", "--pp-schedule", "interleaved", "-f", "megatron"],
+        [
+            "llama-3.1-70b",
+            "--gpu",
+            "64xh100",
+            "--tp",
+            "4",
+            "--pp",
+            "4",
+            "--pp-schedule",
+            "interleaved",
+            "-f",
+            "megatron",
+        ],
         ["qwen3-8b", "-f", "vllm", "--gpu", "2xh100", "--context", "16k"],
         ["qwen3-8b", "-f", "deepspeed", "--gpu", "8xa100-80gb"],
         ["qwen3-8b", "--method", "freeze", "--gpu", "h100"],

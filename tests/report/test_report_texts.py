@@ -1,6 +1,7 @@
 """The texts to the letter, on hand-made figures, at three widths; and what holds for every text."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from report_fixtures import ESTIMATES, GOLDEN, WIDTHS, fits, make, not_fitting, reading, rendered, sweep, tight
@@ -73,7 +74,7 @@ def test_the_ledger_closes():
 def test_bars_follow_each_other_up_to_the_total():
     lines = (GOLDEN / "fits-120.txt").read_text(encoding="utf-8").splitlines()
     bars = [(m.start(), m.end()) for line in lines if "│" in line and (m := re.search("█+", line))]
-    for (_, stop), (start, _) in zip(bars, bars[1:], strict=False):
+    for (_, stop), (start, _) in pairwise(bars):
         assert 0 <= start - stop <= 1  # a component thinner than a cell may lie between
 
 
@@ -86,7 +87,15 @@ def test_verdict_comes_first_and_alone_when_quiet():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(0.0, "<0.1%"), (0.0009, "<0.1%"), (0.014, "1.4%"), (0.5, "50%"), (0.95, "95.0%"), (0.9995, ">99.9%"), (1, ">99.9%")],
+    [
+        (0.0, "<0.1%"),
+        (0.0009, "<0.1%"),
+        (0.014, "1.4%"),
+        (0.5, "50%"),
+        (0.95, "95.0%"),
+        (0.9995, ">99.9%"),
+        (1, ">99.9%"),
+    ],
 )
 def test_probabilities_do_not_claim_too_much(given, expected):
     assert percent(given) == expected
@@ -106,7 +115,14 @@ def test_signed_sizes():
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(True, "true"), ((), "none"), (("a", "b"), "a,b"), ({"bpw": 4.5}, "bpw=4.5"), (0.05, "0.05"), ("x\x1b[1m", "x[1m")],
+    [
+        (True, "true"),
+        ((), "none"),
+        (("a", "b"), "a,b"),
+        ({"bpw": 4.5}, "bpw=4.5"),
+        (0.05, "0.05"),
+        ("x\x1b[1m", "x[1m"),
+    ],
 )
 def test_values(given, expected):
     assert value(given) == expected
@@ -134,7 +150,9 @@ def test_wide_characters_count_twice():
 
 
 @pytest.mark.parametrize("width", [8, 11, 20, 79])
-@pytest.mark.parametrize("text", ["a", "two words", "x" * 100, "  led by spaces and then on", "混合 text 模型模型模型模型模型"])
+@pytest.mark.parametrize(
+    "text", ["a", "two words", "x" * 100, "  led by spaces and then on", "混合 text 模型模型模型模型模型"]
+)
 def test_wrapping_keeps_every_word(text, width):
     lines = wrap(text, width, "    ")
     assert "".join("".join(lines).split()) == "".join(text.split())

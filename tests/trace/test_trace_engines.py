@@ -1,8 +1,8 @@
 import pytest
-from trace_programs import GPT2, MIXTRAL, traced
+from trace_programs import GPT2, LLAMA, MIXTRAL, traced
 
 torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.slow
 
 D, F, V, L, H, K, B, S = 128, 320, 1024, 2, 4, 2, 2, 256
 N = D // H
@@ -128,6 +128,26 @@ def test_tensor_parallel_ranks_hold_their_share_of_the_weights():
         for t in (traced("fake-cuda"), traced(tp=2))
     )
     assert two < 0.55 * one
+
+
+def test_pipeline_stages_hold_their_layers():
+    config, fields = {**LLAMA, "num_hidden_layers": 4}, {"stages": 2, "grad_accum": 2, "optimizer": "none"}
+    first, last = (traced(config=config, stage=stage, **fields) for stage in (0, 1))
+    body = 2 * (2 * LINEAR + 2 * 2 * D) + N // 2 * 4 * 2
+    sizes = [bytes_of(t, "parameters", sum(e.phase == "load" for e in t.events) - 1) for t in (first, last)]
+    assert sizes == [body + 2 * V * D, body + 2 * (V * D + D)]
+
+
+def test_a_pipeline_schedule_decides_how_many_micro_batches_are_in_flight():
+    def kept(schedule, micro_batches):
+        fields = {"stages": 2, "stage": 0, "schedule": schedule, "grad_accum": micro_batches, "optimizer": "none"}
+        trace = traced(hidden=False, **fields)
+        forward = [i for i, e in enumerate(trace.events) if e.phase == "forward" and e.step == 1]
+        return max(bytes_of(trace, "activations", i) for i in forward)
+
+    gpipe = [kept("gpipe", n) for n in (1, 2, 3, 4)]
+    assert gpipe[3] - gpipe[2] == gpipe[2] - gpipe[1] == gpipe[1] - gpipe[0] > 0
+    assert kept("1f1b", 2) == kept("1f1b", 4) == gpipe[1], "the first of two stages holds two micro-batches"
 
 
 def test_any_step_function_can_be_traced_without_touching_its_module():

@@ -47,12 +47,12 @@ def test_adamw_is_the_one_that_the_framework_takes(framework, optimizer):
 
 def test_what_is_not_traced_is_refused_with_every_reason_at_once():
     job = from_kwargs(
-        config=CONFIG, gpu="h100-sxm-80gb", gpus=8, pp=2, zero=1, dp=4, precision="fp8", offload=["optimizer"]
+        config=CONFIG, gpu="h100-sxm-80gb", gpus=8, cp=2, zero=1, dp=4, precision="fp8", offload=["optimizer"]
     )
     with pytest.raises(JobErrors) as caught:
         trace_job(job)
     paths = {error.path for error in caught.value.errors}
-    assert paths == {"strategy.pp", "strategy.zero", "strategy.precision", "strategy.offload"}
+    assert paths == {"strategy.cp", "strategy.zero", "strategy.precision", "strategy.offload"}
     assert "estimate" in str(caught.value.hint)
 
 

@@ -5,7 +5,7 @@ import pytest
 from memfit.trace.reference import RELEASE, references, retrace
 from memfit.units import GIB
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.slow
 REFERENCES = references()
 ROWS = {row["name"]: row for row in REFERENCES["rows"] if not row.get("long")}
 

@@ -14,10 +14,12 @@ GPT2 = {
 }  # fmt: skip
 
 
-def traced(engine=None, config=None, **fields):
+def traced(engine=None, config=None, hidden=True, **fields):
     """The trace of a training run on the engine it needs, or on the one that is named."""
     pytest.importorskip("transformers")
     from memfit.trace.program import run_training
     from memfit.trace.training import Training
 
-    return run_training(Training(config=config or LLAMA, **{"batch": 2, "seq": 256, **fields}), engine=engine)
+    return run_training(
+        Training(config=config or LLAMA, **{"batch": 2, "seq": 256, **fields}), engine=engine, hidden=hidden
+    )

@@ -15,7 +15,7 @@ from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.runtime import nccl_bytes
 from memfit.formula.setup import choices, setup
 from memfit.formula.step import Moment
-from memfit.formula.training import StagePeak, context_bytes, dims_of, flash_of, peaks
+from memfit.formula.training import StagePeak, capability_of, context_bytes, dims_of, peaks
 from memfit.job import parse
 
 CHUNK = 4096
@@ -73,7 +73,7 @@ def _chunk(chunk: list[tuple[int, bytes]], full: bool) -> Iterator[bytes]:
                 continue
             key = (
                 id(resolved.arch),
-                choices(resolved.values, num_layers=resolved.arch.num_layers, flash=flash_of(resolved)),
+                choices(resolved.values, num_layers=resolved.arch.num_layers, capability=capability_of(resolved)),
                 resolved.capacity_bytes,
                 resolved.others_bytes,
                 context_bytes(resolved),
@@ -84,9 +84,9 @@ def _chunk(chunk: list[tuple[int, bytes]], full: bool) -> Iterator[bytes]:
     for (_, static, *_rest), members in groups.items():
         for index, line in _group(static, members):
             answers[index] = line
-    for answer in answers:
-        assert answer is not None
-        yield answer
+    for done in answers:
+        assert done is not None
+        yield done
 
 
 def _group(static: Any, members: list[tuple[int, Any, Resolved]]) -> Iterator[tuple[int, bytes]]:

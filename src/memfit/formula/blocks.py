@@ -16,6 +16,7 @@ K key/value heads, N head dim, F feed-forward width, E experts, k experts per to
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from memfit.formula.style import Style
 from memfit.formula.tape import Form, Program, Tape, Value
@@ -214,8 +215,8 @@ class Recorder:
         if repeats and (efficient or windowed):
             k = op("repeat_k", [k], "kr" if windowed else "q", w, cheap=True)
             v = op("repeat_v", [v], "vr" if windowed else "o", w, cheap=True)
-        if windowed or always:
-            saved["P" if code.position_bias else "M"] = w  # SDPA makes an additive mask of its own at each call
+        if windowed or always:  # SDPA makes an additive mask of its own at each call
+            saved["P" if code.position_bias else "SS" if always else "M"] = w
         if grouped and not efficient:
             staging["qs" if windowed else "q"] = staging.get("qs" if windowed else "q", 0) + 2 * w  # dK, dV per query head
         if code.position_bias:
@@ -306,6 +307,9 @@ class Recorder:
             q, k = self.norm(q, "rms", rows, code), self.norm(k, "rms", rows, code)
             q, k = self.cast(q), self.cast(k)
         q, k = self.rope(q, att), self.rope(k, att)
+        if code.expand_kv and k.atom == "k":
+            k = tape.op("expand_k", [k], "q", w, cheap=True)
+            v = tape.op("expand_v", [v], "o", w, cheap=True)
         joined = bool(att.rotary_dim) and (code.rope_cat or att.rotary_dim < att.head_dim)
         out = self.core_attention(q, k, v, att, code, joined=joined)
         if att.output_gate:
@@ -497,7 +501,8 @@ class Recorder:
         if block.cross:
             memory = self.tape.input("enc", style.width, grad=True, shared=True)
             cross = block.cross
-            out = sublayer(out, lambda h: self.attention(h, cross, code, memory))
+            alone = replace(code, position_bias=False, kernel="sdpa")
+            out = sublayer(out, lambda h: self.attention(h, cross, alone, memory))
         if block.ffn:
             out = sublayer(out, lambda h: self.feed(h, block))
         return self.tape.compile(out, policy=style.checkpoint)

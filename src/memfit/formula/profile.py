@@ -67,6 +67,9 @@ class Profile:
 
     name: str
     source: str
+    modules: str = "transformers"
+    fused_qkv: bool = False
+    expand_kv: bool = False
     norm: str = "composite"
     mlp: str = "eager"
     rope: str = "composite"

@@ -11,7 +11,8 @@ from memfit.formula.step import Stage
 def split_layers(num_layers: int, parts: int) -> list[tuple[int, int]]:
     """Contiguous ranges of layers, as even as possible, the longer ones first."""
     base, extra = divmod(num_layers, parts)
-    out, start = [], 0
+    out: list[tuple[int, int]] = []
+    start = 0
     for part in range(parts):
         stop = start + base + (part < extra)
         out.append((start, stop))
@@ -80,12 +81,11 @@ def stages(
         flights, per = in_flight(schedule, stage, pp, virtual, micro_batches)
         mine = [ranges[stage + pp * chunk] for chunk in range(max(virtual, 1))]
         first, last = stage == 0, stage == pp - 1
-        copies = 1
         if schedule == "dualpipe" and pp > 1:
             mine.append(ranges[pp - 1 - stage])
             first = last = first or last
-            flights, copies = cdiv(flights, 2), 2
-        out.append(Stage(stage, tuple(mine), first, last, flights, per, copies))
+            flights = cdiv(flights, 2)  # of the layers of both copies
+        out.append(Stage(stage, tuple(mine), first, last, flights, per))
     return out
 
 

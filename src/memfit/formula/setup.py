@@ -14,10 +14,11 @@ from memfit.formula import profile as profiles
 from memfit.formula.blocks import program
 from memfit.formula.profile import Dtype, Loss, Optimizer, Profile, Scheme, Sharding
 from memfit.formula.style import Style
-from memfit.formula.tail import tail
+from memfit.formula.tail import entry, exit_of, tail
 from memfit.formula.tape import Form, Program
 from memfit.formula.weights import LINEAR_ALL, Held, Training, held, matrix_share, projected_elements
-from memfit.models.architecture import Architecture, Block, Mlp, Stack, Tensor
+from memfit.models.architecture import Architecture, Block, Code, Mlp, Stack, Tensor
+from memfit.units import MIB
 
 LOW = frozenset({"bf16", "fp16", "bf16-mixed", "fp16-mixed", "fp8", "mxfp8", "nvfp4"})
 
@@ -50,6 +51,7 @@ class Choices:
     training: Training
     adapter_dropout: bool
     flash: bool
+    cublas: int
     optimizer_impl: str | None = None
 
 
@@ -114,6 +116,8 @@ class Setup:
     tail: Program
     tail_forward: Split
     tail_backward: Split
+    entry: Program
+    exits: tuple[Program | None, ...]
     matrix: tuple[int, int]
     projected: int
     reference: bool
@@ -215,6 +219,15 @@ def _quantise(prof: Profile, frozen: Dtype) -> Any:
     return choose
 
 
+def _own_module(block: Block, prof: Profile) -> Block:
+    """The block as a framework with modules of its own computes it: plain code, its way with q, k and v."""
+    att = block.attention
+    code = Code(norm_at=block.code.norm_at, position_bias=block.code.position_bias, expand_kv=prof.expand_kv)
+    if att is None or att.kind == "mla":
+        return replace(block, code=code)
+    return replace(block, code=code, attention=replace(att, fused_qkv=att.fused_qkv or prof.fused_qkv))
+
+
 def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype) -> Tower:
     quantise = _quantise(prof, frozen)
     first = 0
@@ -222,7 +235,8 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
         first = stack.num_layers - min(c.training.last_layers, stack.num_layers) if stack.name == "decoder" else 1 << 30
     how = replace(c.training, full=True) if c.training.last_layers else c.training
     kinds = []
-    for block in stack.blocks:
+    for hf_block in stack.blocks:
+        block = hf_block if prof.modules == "transformers" else _own_module(hf_block, prof)
         st = _block_style(style, block, how)
         played = program(block, st)
         kinds.append(
@@ -257,13 +271,28 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     head = held(arch.head, c.training, quantise=quantise)
     embedding = held(arch.embeddings, c.training, quantise=quantise)
     losses = {**prof.loss, **prof.loss_tp} if c.tensor_parallel else prof.loss
-    loss = profiles.loss(losses.get(c.loss, "float"))
+    code = decoder.kinds[-1].block.code
+    row = losses.get(c.loss, "float")
+    loss = profiles.loss("native" if code.native_loss and row == "float" else row)
     head_trained = bool(head.trained) or (arch.tied and bool(embedding.trained))
     below = c.training.full or any(k.trains for k in decoder.kinds)
     final = decoder.kinds[-1].block.norm
     kbit = style.residual > style.width and bool(c.training.rank)
     plain = replace(style, compiled=False, lora=())
-    end = tail(plain, loss, norm=final, head_trained=head_trained, hidden_grad=below)
+    encoder = any(s.name == "encoder" for s in arch.towers)
+    end = tail(
+        plain,
+        loss,
+        norm="none" if code.norm_at == "sum" and not arch.final_norm else final,
+        code=code,
+        weight=bool(arch.final_norm),
+        transform=code.norm_at == "sum" and any(t.linear for t in arch.final_norm),
+        dropout=encoder and arch.embed_dropout > 0,
+        softcap=arch.logit_softcap,
+        head_trained=head_trained,
+        hidden_grad=below,
+    )
+    embedded = "layer" if any(t.part == "norm" for t in arch.embeddings) else "none"
     return Setup(
         arch=arch,
         choices=c,
@@ -283,6 +312,11 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         tail=end,
         tail_forward=split_forms(end.forward),
         tail_backward=split_forms(end.backward),
+        entry=entry(plain, norm=embedded, dropout=arch.embed_dropout > 0),
+        exits=tuple(
+            exit_of(plain, norm=final, code=code, dropout=arch.embed_dropout > 0) if s.name == "encoder" else None
+            for s in arch.towers
+        ),
         matrix=matrix_share(arch),
         projected=projected_elements(arch, optimizer.rank) if optimizer.rank else 0,
         reference=c.method == "dpo" and prof.reference and not c.training.rank,
@@ -290,20 +324,21 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     )
 
 
-def choices(values: Mapping[str, Any], *, num_layers: int, flash: bool = True) -> Choices:
+def choices(values: Mapping[str, Any], *, num_layers: int, capability: tuple[int, int] | None = None) -> Choices:
     """The discrete fields from a completed job's flat values.
 
     Args:
         values: field name -> value of task and strategy, complete.
         num_layers: layers of the decoder, for a trained fraction of them.
-        flash: the GPU runs the flash backend of SDPA (compute capability 8.0 or newer).
+        capability: compute capability of the card; None is taken as a current one. SDPA runs its flash backend from
+            8.0 on; a cuBLAS handle takes 32 MiB from 9.0 on, 8.125 MiB before (PyTorch's default workspace).
     """
     method = values["method"]
     lora = values.get("lora")
     adapters = method in ("lora", "qlora", "dora") or (method in ("dpo", "grpo") and lora is not None)
     if adapters and lora is not None:
         targets = lora.targets
-        names = (targets,) if isinstance(targets, str) else tuple(targets or (LINEAR_ALL,))
+        names = (targets or LINEAR_ALL,) if targets is None or isinstance(targets, str) else tuple(targets)
         how = Training(
             full=False,
             rank=lora.rank or 8,
@@ -350,5 +385,6 @@ def choices(values: Mapping[str, Any], *, num_layers: int, flash: bool = True) -
         bpw=bpw,
         training=how,
         adapter_dropout=dropout,
-        flash=flash,
+        flash=capability is None or capability >= (8, 0),
+        cublas=32 * MIB if capability is None or capability >= (9, 0) else 8_519_680,
     )

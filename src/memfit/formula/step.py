@@ -15,7 +15,6 @@ from memfit.formula.profile import Optimizer
 from memfit.formula.setup import Kind, Setup, Split, Tower
 from memfit.formula.weights import Held, local, num_kv
 from memfit.ledger.component import Component
-from memfit.units import MIB
 
 ENTRIES: dict[str, tuple[Component, str]] = {
     "weights": ("parameters", "weights"),
@@ -63,7 +62,6 @@ class Stage:
         first, last: holds the embedding (and towers), holds the head.
         in_flight, per: micro-batches whose activations are held at the fullest moment, as ``in_flight / per``
             (virtual stages hold fractions of a stage).
-        copies: how many copies of the stage's weights the schedule keeps (2 for DualPipe).
     """
 
     index: int
@@ -72,7 +70,6 @@ class Stage:
     last: bool
     in_flight: Int
     per: int = 1
-    copies: int = 1
 
     def indices(self) -> list[int]:
         """All layer numbers of the stage."""
@@ -421,10 +418,15 @@ class StageModel:
             "cublas": self._cublas(),
             "ddp": self.replicas_bucket(trained),
         }
+        ends = [s.entry] if self.stage.first else []
         tower_kept: Int = 0
-        for tower in self._towers:
+        for tower, leave in zip(self._towers, s.exits, strict=False):
             per = d.micro_batch * (d.images * tower.stack.tokens if tower.stack.tokens else d.seq_len)
             tower_kept = tower_kept + self.kept_upto(tower, list(range(tower.stack.num_layers)), per, per)[-1]
+            if leave:
+                ends += [leave, s.entry]
+        for end in ends:
+            tower_kept = tower_kept + evaluate(end.kept, self.tail_atoms())
         sums = self.kept_upto(s.decoder, self.indices, tokens, stream)
         whole_kept = sums[-1]
         flights, per = self.stage.in_flight, self.stage.per
@@ -483,7 +485,7 @@ class StageModel:
         return total
 
     def _cublas(self) -> int:
-        return 2 * 32 * MIB  # forward and backward threads have a cuBLAS handle each, 32 MiB on cc >= 9.0
+        return 2 * self.c.cublas  # the forward and the backward thread have a cuBLAS handle each
 
     def _casts(self) -> Int:
         """16-bit copies of fp32 weights under autocast, all blocks of the stage."""
@@ -588,6 +590,8 @@ class StageModel:
                 fresh_now = atoms.get("w.max", 0) * (sch.fresh or (0 if sch.fused_accumulation else s.width))
             else:
                 fresh_now = fresh
+            # context parallelism passes keys and values around a ring: the blocks being used and being received
+            ring = where(d.cp > 1, (atoms.get("k", 0) + atoms.get("v", 0)) * 2 * s.width, 0)
             for position in {places[-1], places[0]}:
                 grads = all_grads if always else minimum(head_grads + after[position + 1], all_grads)
                 if c.in_backward:
@@ -603,7 +607,7 @@ class StageModel:
                             "kept": earlier + sums[position],
                             "block": working - fresh,
                             "gathered": gathered,
-                            "buckets": self.buckets(trained, block_elements),
+                            "buckets": self.buckets(trained, block_elements) + ring,
                             "casts": casts // number if checkpointed else cdiv(casts * (position + 1), number),
                             "logits": held_logits,
                         },

@@ -226,7 +226,8 @@ class Tape:
         for op in self.ops:
             roots: dict[int, Value] = {}
             for value in op.saved:
-                found = self._needed(value, set()) if self.compiled else [value]
+                # an operand of a backward product must exist in memory: Inductor's partitioner does not recompute it
+                found = self._needed(value, set()) if self.compiled and not op.matmul else [value]
                 for v in found:
                     roots[id(v.root)] = v.root
             lists.append(list(roots.values()))

@@ -57,15 +57,14 @@ def dims_of(resolved: Resolved, numeric: Mapping[str, Any] | None = None) -> Dim
     )
 
 
-def flash_of(resolved: Resolved) -> bool:
-    """Whether the card runs the flash backend of SDPA: compute capability 8.0 or newer, or no CUDA card named."""
-    capability = resolved.gpu.compute_capability if resolved.gpu else None
-    return capability is None or capability >= (8, 0)
+def capability_of(resolved: Resolved) -> tuple[int, int] | None:
+    """Compute capability of the card, None without a CUDA card."""
+    return resolved.gpu.compute_capability if resolved.gpu else None
 
 
 def setup_of(resolved: Resolved) -> Setup:
     """The compiled static part of a resolved training job."""
-    return setup(resolved.arch, choices(resolved.values, num_layers=resolved.arch.num_layers, flash=flash_of(resolved)))
+    return setup(resolved.arch, choices(resolved.values, num_layers=resolved.arch.num_layers, capability=capability_of(resolved)))
 
 
 def stages_of(s: Setup, d: Dims) -> list[Stage]:

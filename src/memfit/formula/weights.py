@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -98,12 +99,19 @@ def roles(tensor: Tensor) -> tuple[tuple[str, int], ...]:
 
 
 def adapter_elements(tensors: Iterable[Tensor], how: Training) -> int:
-    """Elements of the adapters on ``tensors``: A is (rank, in), B is (out, rank); DoRA adds out."""
+    """Elements of the adapters on ``tensors``: A is (rank, in), B is (out, rank); DoRA adds out.
+
+    A fused projection that is targeted as a module has one adapter, as PEFT makes it; where the targets name the
+    projections inside it, each has its own.
+    """
     total = 0
     for t in tensors:
-        for role, out in roles(t):
+        whole = sum(out for _, out in t.splits) or t.shape[0]
+        inputs = math.prod(t.shape) // whole
+        fused = how.targets == (LINEAR_ALL,) or t.role in how.targets
+        for role, out in ((t.role, whole),) if fused else roles(t):
             if how.adapts(role, t):
-                total += (how.rank * (t.shape[-1] + out) + (out if how.dora else 0)) * t.count
+                total += (how.rank * (inputs + out) + (out if how.dora else 0)) * t.count
     return total
 
 

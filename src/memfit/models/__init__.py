@@ -10,8 +10,8 @@ from typing import Any
 
 from memfit.errors import ConfigError, InputFileError, UnknownNameError, nearest
 from memfit.models.architecture import Architecture, Attention, Block, Mlp, Moe, Recurrent, Stack, Tensor
-from memfit.models.config import Config, check_shape, load_file, load_text
 from memfit.models.code import with_code
+from memfit.models.config import Config, check_shape, load_file, load_text
 from memfit.models.families import FAMILIES, reader
 
 __all__ = [

@@ -57,7 +57,9 @@ def peak(page: Page, estimate: Estimate) -> list[str]:
     )
     need = gib(need_of(estimate).mid)
     if need_of(estimate).mid < book.device_bytes and need != gib(book.device_bytes):
-        lines += paragraph(page, f"  {need} is enough: torch gives cached blocks back before it runs out", "    ")
+        lines += paragraph(
+            page, f"  {need} of it must be there: torch gives cached blocks back before it runs out", "    "
+        )
     if estimate.host_bytes:
         lines += paragraph(page, f"  pinned host memory: {gib(estimate.host_bytes)} GiB for each rank", "    ")
     return lines

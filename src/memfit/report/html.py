@@ -9,7 +9,7 @@ from memfit.ledger import COMPONENTS
 from memfit.report.estimate import flags, short
 from memfit.report.page import clean
 from memfit.report.verdict import headline
-from memfit.report.words import card, gib, job_line, moment, signed_gib, value
+from memfit.report.words import cards, gib, job_line, moment, signed_gib, value
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -50,8 +50,8 @@ def _e(text: object) -> str:
 
 
 def _subject(estimate: Estimate) -> str:
-    cards = card(estimate.resolved.gpu, estimate.resolved.values["gpus"])
-    return f"{cards}; {job_line(estimate)}" if cards else job_line(estimate)
+    where = cards(estimate.resolved)
+    return f"{where}; {job_line(estimate)}" if where else job_line(estimate)
 
 
 def _bar(book: Ledger) -> str:

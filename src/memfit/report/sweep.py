@@ -11,7 +11,7 @@ from memfit.report.estimate import short
 from memfit.report.json import SCHEMA_VERSION, error_fields, result
 from memfit.report.page import Cell, Column, Page, Row, Style, cells, clean, paragraph, table
 from memfit.report.verdict import STYLES, need_of
-from memfit.report.words import card, gib, job_line, percent, value
+from memfit.report.words import cards, gib, job_line, percent, value
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -100,11 +100,11 @@ def sweep_text(page: Page, sweep: Sweep) -> str:
     """The table, the frontier in words, and why cells are empty."""
     estimates = sweep.estimates
     first = estimates[0]
-    cards = card(first.resolved.gpu, first.resolved.values["gpus"])
+    where = cards(first.resolved)
     names = [axis.name for axis in sweep.axes]
     lines = paragraph(page, f"{' and '.join(names)} varied; {job_line(first, names)}")
-    if cards and not {"gpu", "gpus", "memory_gib"} & set(names):
-        lines += paragraph(page, f"  {cards}, {gib(first.capacity_bytes or 0)} GiB each", "    ")
+    if where and not {"gpu", "gpus", "memory_gib"} & set(names):
+        lines += paragraph(page, f"  {where}, {gib(first.capacity_bytes or 0)} GiB each", "    ")
     lines.append("")
     lines += _grid(page, sweep) if len(sweep.axes) > 1 else _list(page, sweep)
     lines.append("")

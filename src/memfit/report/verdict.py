@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memfit.report.page import Page, Style, clean, paragraph
-from memfit.report.words import card, gib, job_line, percent
+from memfit.report.words import cards, gib, job_line, percent
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -35,9 +35,8 @@ def verdict(page: Page, estimate: Estimate) -> list[str]:
     head[0] = page.paint(word, STYLES[word]) + head[0].removeprefix(word) if head[0].startswith(word) else head[0]
     lines = head
     resolved = estimate.resolved
-    cards = card(resolved.gpu, resolved.values["gpus"])
-    if cards:
-        lines += paragraph(page, f"  {cards}", "    ")
+    if where := cards(resolved):
+        lines += paragraph(page, f"  {where}", "    ")
     lines += paragraph(page, f"  {job_line(estimate)}", "    ")
     if resolved.arch_origin and not resolved.arch_origin.startswith("catalog"):
         lines += paragraph(page, f"  model from {clean(resolved.arch_origin)}", "    ")

@@ -11,7 +11,7 @@ from memfit.units import GIB, format_count
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
-    from memfit.hardware import Gpu
+    from memfit.formula.resolve import Resolved
 
 LETTERS: Mapping[str, str] = {name: name[0] for name in PROVENANCES}
 """One letter for each origin of a number."""
@@ -73,11 +73,16 @@ def legend(letters: set[str]) -> str:
     return ", ".join(f"{letter} {name}" for name, letter in LETTERS.items() if letter in letters)
 
 
-def card(gpu: Gpu | None, count: int) -> str:
-    """The cards of a job, e.g. ``8 x NVIDIA H100 SXM 80 GB``; empty without a card."""
-    if gpu is None:
+def cards(resolved: Resolved) -> str:
+    """The cards of a job, e.g. ``8 x NVIDIA H100 80GB HBM3``; empty when neither a card nor its memory is known."""
+    count = resolved.values["gpus"]
+    if resolved.gpu is not None:
+        title = clean(resolved.gpu.title)
+    elif resolved.capacity_bytes is not None:
+        title = f"GPU of {gib(resolved.capacity_bytes)} GiB"
+    else:
         return ""
-    return clean(gpu.title) if count == 1 else f"{count} x {clean(gpu.title)}"
+    return title if count == 1 else f"{count} x {title}"
 
 
 def job_line(estimate: Estimate, without: Collection[str] = ()) -> str:

@@ -150,6 +150,12 @@ def _selective_contexts() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
+def num_layers(config: Any) -> int:
+    """Layers of the language model."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(text.num_hidden_layers)
+
+
 def num_experts(config: Any) -> int:
     """Routed experts of a layer, 1 for a dense model."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config

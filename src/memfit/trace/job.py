@@ -22,6 +22,7 @@ def trace_job(
     job: Job | Completed,
     *,
     rank: int = 0,
+    stage: int = 0,
     steps: int = 2,
     engine: str = "auto",
     num_layers: int | None = None,
@@ -32,6 +33,7 @@ def trace_job(
     Args:
         job: the job; missing fields get their defaults.
         rank: which rank of the data-parallel and tensor-parallel mesh.
+        stage: which pipeline stage.
         steps: how many optimizer steps.
         engine: ``meta``, ``fake-cuda``, or ``auto``: meta unless the job needs CUDA semantics.
         num_layers: shorten the model.
@@ -42,7 +44,7 @@ def trace_job(
         MissingError: torch or transformers is not installed, or this torch does not run fake CUDA tensors.
     """
     done = job if isinstance(job, Completed) else complete(job)
-    training, warnings = training_of(done.job, rank=rank, num_layers=num_layers)
+    training, warnings = training_of(done.job, rank=rank, stage=stage, num_layers=num_layers)
     try:
         from memfit.trace.program import run_training
         from memfit.trace.unlock import UnlockError
@@ -78,7 +80,9 @@ def target(name: str | None) -> Gpu:
     )
 
 
-def training_of(job: Job, *, rank: int = 0, num_layers: int | None = None) -> tuple[Training, list[str]]:
+def training_of(
+    job: Job, *, rank: int = 0, stage: int = 0, num_layers: int | None = None
+) -> tuple[Training, list[str]]:
     """The training run of one rank, and what had to be assumed.
 
     Raises:
@@ -130,6 +134,9 @@ def training_of(job: Job, *, rank: int = 0, num_layers: int | None = None) -> tu
             compute=low if mixed and shard else None,
             tp=plan.tp or 1,
             rank=rank,
+            stages=plan.pp or 1,
+            stage=stage,
+            schedule=plan.pp_schedule or "1f1b",
             fp32_outputs=mixed and not shard and plan.framework in ACCELERATE,
         ),
         warnings,
@@ -173,7 +180,7 @@ def _refusals(job: Job) -> list[JobError]:
         faults.append(no("task.method", task.method, f"{task.method}"))
     if task.method == "freeze" and isinstance(task.trainable, float):
         faults.append(no("task.trainable", task.trainable, "a share of the parameters"))
-    degrees = {name: getattr(plan, name) or 1 for name in ("pp", "cp", "ep")}
+    degrees = {name: getattr(plan, name) or 1 for name in ("cp", "ep", "virtual_pp")}
     faults += [no(f"strategy.{name}", n, f"{name} > 1") for name, n in degrees.items() if n > 1]
     if plan.zero in (1, 2):
         faults.append(no("strategy.zero", plan.zero, f"ZeRO stage {plan.zero}"))

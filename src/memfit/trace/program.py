@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from memfit.errors import MemfitError
-from memfit.trace import hf, sharded
+from memfit.trace import hf, pipeline, sharded
 from memfit.trace.engine import DEVICE, run
 from memfit.trace.optimizers import OPTIMIZERS
 from memfit.trace.result import Trace
@@ -48,6 +49,8 @@ def program(training: Training, device: str) -> Program:
             f"the trace knows no optimizer `{training.optimizer}`", hint=f"one of {', '.join(OPTIMIZERS)}"
         )
     config = hf.config_of(training.config, num_layers=training.num_layers, attention=training.attention)
+    if training.stages > 1:
+        hf.set_layers(config, pipeline.layers_of(hf.num_layers(config), training.stages, training.stage))
     values = Values(num_experts=hf.num_experts(config))
     made = Program(
         build=_builder(training, config, device), step=_stepper(training, config, device), before=None, values=values
@@ -69,16 +72,20 @@ def run_training(training: Training, *, engine: str | None = None, **options: An
     """
     chosen = engine or training.engine
     made = program(training, DEVICE[chosen])
-    try:
-        trace = run(made.build, made.step, engine=chosen, values=made.values, before=made.before, **options)
-    finally:
-        sharded.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries deprecate among themselves is not the user's concern
+        try:
+            trace = run(made.build, made.step, engine=chosen, values=made.values, before=made.before, **options)
+        finally:
+            sharded.close()
     return trace.with_warnings(made.warnings)
 
 
 def _model(t: Training, config: Any, device: str) -> Any:
     """The model with its adapters, frozen parts and checkpoints."""
     model = hf.build(config, device=device, dtype=DTYPES[t.params])
+    if t.stages > 1:
+        pipeline.cut(model, t.stages, t.stage)
     if t.nf4:
         from memfit.trace.nf4 import quantise
 
@@ -177,9 +184,26 @@ def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
         loss.backward()
         return (batch, out) if t.keep_outputs else None
 
+    def run_pipeline(model: Any) -> None:
+        forward, backward = pipeline.passes(
+            model,
+            stages=t.stages,
+            stage=t.stage,
+            batch=t.batch,
+            seq=t.seq,
+            dtype=DTYPES[t.compute or t.params],
+            device=device,
+            context=context,
+        )
+        depth = pipeline.in_flight(t.schedule, t.stages, t.stage, t.grad_accum)
+        pipeline.schedule(forward, backward, depth, t.grad_accum)
+
     def step(state: Any) -> None:
         model, optimizer, _ = state
-        for index in range(t.grad_accum):
+        held = None
+        if t.stages > 1:
+            run_pipeline(model)
+        for index in range(t.grad_accum if t.stages == 1 else 0):
             if t.shard and t.grad_accum > 1:
                 model.set_requires_gradient_sync(index == t.grad_accum - 1)
             held = micro_batch(model)

@@ -64,6 +64,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._live: dict[int, tuple[int, int, Any]] = {}
         self._alias: dict[int, int] = {}
         self._freed_at: dict[int, int] = {}
+        self._hooks: dict[int, Any] = {}
         self._pending: tuple[int, int, int] | None = None
         self._labels: dict[int, Component] = {}
         self._names: dict[int, str] = {}  # by block
@@ -274,6 +275,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             for name, tensor in (*root.named_parameters(), *root.named_buffers()):
                 self.label(tensor, "parameters", name)
                 self._parameters[id(tensor)] = name
+                # a program without an optimizer may drop its gradients before the step ends
+                if id(tensor) not in self._hooks and tensor.requires_grad and type(tensor) is torch.nn.Parameter:
+                    hook = tensor.register_post_accumulate_grad_hook(self._label_gradient)
+                    self._hooks[id(tensor)] = hook
             config = getattr(root, "config", None)
             text: Any = (
                 config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
@@ -306,6 +311,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         for root in self.where.modules:
             self._label_gradients(root.parameters())
 
+    def _label_gradient(self, parameter: Any) -> None:
+        self._label_gradients((parameter,))
+
     def _label_gradients(self, parameters: Any) -> None:
         for parameter in parameters:
             if parameter.grad is not None:
@@ -330,6 +338,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
     def finish(self, engine: str, steps: int, **more: Any) -> Trace:
         """Close the books."""
         self._settle()
+        for hook in self._hooks.values():
+            hook.remove()
         events = tuple(e for e in self._events if e is not None)
         blocks = {}
         for event in events:

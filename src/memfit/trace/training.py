@@ -32,7 +32,9 @@ class Training:
         reduce: type of gradients in the reduction, None for the gradients' own.
         compute: type that FSDP2 gathers parameters in, None for their own.
         tp: tensor-parallel ranks.
-        rank: which rank is traced.
+        rank: which rank of the data- and tensor-parallel mesh is traced.
+        stages, stage: pipeline stages, and the one that is traced.
+        schedule: ``gpipe`` keeps all micro-batches in flight, anything else as many as 1F1B does.
         fp32_outputs: the trainer copies the outputs to fp32 (accelerate under autocast).
         keep_outputs: the loop holds the inputs and the model's outputs until the step ends.
     """
@@ -60,6 +62,9 @@ class Training:
     compute: str | None = None
     tp: int = 1
     rank: int = 0
+    stages: int = 1
+    stage: int = 0
+    schedule: str = "1f1b"
     fp32_outputs: bool = False
     keep_outputs: bool = False
 

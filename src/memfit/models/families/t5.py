@@ -22,6 +22,8 @@ def read(c: Config) -> Architecture:
     head_dim = c.size("d_kv")
     dropout = c.number("dropout_rate")
     gated, _, act = c.text("feed_forward_proj").rpartition("-")
+    # T5Config: "gated-gelu" means the tanh approximation written out
+    act = "gelu_new" if gated == "gated" and act == "gelu" else act
     m = Mlp(intermediate=c.size("d_ff"), gated=gated == "gated", act=act, dropout=dropout)
     buckets = c.size("relative_attention_num_buckets")
     vocab = c.size("vocab_size")
