@@ -118,7 +118,7 @@ CASES: dict[str, Case] = {
     "lfm2": Case(model="lfm2-1.2b", layers=4),
     "bert": Case(model="bert-large-uncased", seq=512, batch=4),
     "t5": Case(model="t5-large", seq=512, batch=4),
-    "flan_t5": Case(model="flan-t5-xl", seq=512, batch=4),
+    "flan_t5": Case(model="flan-t5-xl", seq=512, batch=4, change={"tie_word_embeddings": True}),
     "qwen2_vl": Case(model="qwen2-vl-2b"),
     "llava": Case(model="llava-1.5-7b"),
 }

@@ -72,7 +72,7 @@ def test_full_training_trains_every_parameter(model):
     assert trained_elements(model=model, framework="torch", method="full") == catalog.lookup(model).params
 
 
-@pytest.mark.parametrize(("weights", "bits"), [("nf4", 4.5), ("nf4-dq", 4.127), ("int8", 8)])
+@pytest.mark.parametrize(("weights", "bits"), [("nf4", 4 + 32 / 64), ("nf4-dq", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
 def test_quantised_weights_take_their_bits(weights, bits):
     # Llama-2-7B: the linear layers of the blocks are quantised; embedding, head and norms stay 16 bit, which the
     # preparation for k-bit training raises to fp32
@@ -82,7 +82,7 @@ def test_quantised_weights_take_their_bits(weights, bits):
     job = {"model": "llama-2-7b", "method": "qlora", "weights": weights, "lora": {"rank": 8, "targets": QV}}
     adapters = 4_194_304
     found = models_of(**job, framework="swift")[0].weights_bytes()[0]
-    assert found == pytest.approx(linear * bits / 8 + outer * 2 + adapters * 4, rel=1e-4)
+    assert found == pytest.approx(linear * bits / 8 + outer * 2 + adapters * 4, abs=layers)
     raised = models_of(**job, framework="transformers")[0].weights_bytes()[0]
     assert raised - found == pytest.approx(2 * 2 * vocab * d, rel=0.002)
 
@@ -147,10 +147,8 @@ def test_images_cost_activations_of_the_tower(images):
 
 def test_the_published_question():
     # Llama-3.1-8B, ZeRO-3 over 8 GPUs, full checkpointing, 4096 tokens: 16 bytes a parameter / 8 is 14.96 GiB resident
-    found = estimate(
-        model="llama-3.1-8b", framework="deepspeed", gpu="8xh100", zero=3, checkpointing="full", seq_len=4096
-    )
-    parts = found.reading.parts
+    job = {"model": "llama-3.1-8b", "framework": "deepspeed", "gpu": "8xh100", "zero": 3, "checkpointing": "full"}
+    parts = at_step(**job)
     resident = sum(parts[n] for n in ("weights", "grads", "master", "states"))
-    assert resident <= 16 * 8_030_261_248 / 8 * 1.0001
-    assert 14 < resident / GIB < 15
+    assert resident == pytest.approx(16 * 8_030_261_248 / 8, abs=64)
+    assert estimate(**job).allocated_bytes > resident

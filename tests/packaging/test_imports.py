@@ -62,7 +62,7 @@ def level_of(module: str) -> int | None:
 
 def test_every_package_has_its_layer():
     parts = {f"memfit.{name.split('.')[1]}" for name in FILES if name.count(".")}
-    assert parts == set().union(*LEVELS)
+    assert parts - {"memfit.__main__"} == set().union(*LEVELS)
 
 
 def test_imports_go_one_way():

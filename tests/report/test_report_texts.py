@@ -6,8 +6,11 @@ from itertools import pairwise
 import pytest
 from report_fixtures import ESTIMATES, GOLDEN, WIDTHS, fits, make, not_fitting, reading, rendered, sweep, tight
 
+from memfit.ledger import Entry, Ledger
 from memfit.report.estimate import estimate_text, flags, next_command, quiet_text
+from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, cells, clean, table, wrap
+from memfit.report.sweep import Axis, Sweep, frontier_text, sweep_text
 from memfit.report.words import LETTERS, MARKS, gib, percent, signed_gib, value
 from memfit.units import GIB
 
@@ -172,6 +175,72 @@ def test_next_command():
     # A change of 8 GiB would do: there is no need for the larger ones.
     assert next_command(tight(), "memfit estimate x") == "memfit estimate x --offload optimizer"
     assert next_command(make(capacity=None), "memfit estimate x") == "memfit estimate x --gpu 8xh100"
+
+
+def swept(values, sizes, capacity=80 * GIB, field="task.seq_len"):
+    built = tuple(make((reading({"weights": size * GIB}),), capacity=capacity) for size in sizes)
+    return Sweep(axes=(Axis(field=field, values=values),), cells=built)
+
+
+@pytest.mark.parametrize(
+    ("values", "sizes", "says"),
+    [
+        ((1, 2), (9, 9), "fits at every seq_len"),
+        ((1,), (9,), "fits at seq_len 1"),
+        ((1, 2), (99, 99), "does not fit at any seq_len"),
+        ((1, 2, 3), (9, 9, 99), "fits up to seq_len 2"),
+        ((1, 2, 3), (99, 9, 9), "fits from seq_len 2 on"),
+        ((1, 2, 3), (9, 99, 9), "fits at seq_len 1, 3"),
+        ((3, 2, 1), (99, 9, 9), "fits at seq_len 2, 1"),
+    ],
+)
+def test_where_it_fits(values, sizes, says):
+    made = swept(values, sizes)
+    assert sweep_text(Page(width=80), made).splitlines()[-1] == says
+    assert frontier_text(Page(width=80), made) == says + "\n"
+
+
+def test_a_sweep_without_a_card_says_so():
+    text = sweep_text(Page(width=80), swept((1, 2), (9, 99), capacity=None))
+    assert "no card is named" in text
+    assert "fit at" not in text
+
+
+def test_a_narrow_sweep_leaves_the_bars_out():
+    text = sweep_text(Page(width=40), swept((1, 2), (9, 99)))
+    assert "█" not in text
+    assert "does not fit" in text
+
+
+def test_a_wide_grid_is_written_in_blocks():
+    """No column is lost, no block is much wider than another."""
+    one = swept(tuple(range(1000, 1010)), [9] * 9 + [99])
+    axes = (Axis(field="strategy.zero", values=(0, 3)), one.axes[0])
+    text = sweep_text(Page(width=60), Sweep(axes=axes, cells=(*one.cells, *one.cells)))
+    heads = [line.split()[1:] for line in text.splitlines() if line.startswith("zero ") and "10" in line[:20]]
+    assert [word for head in heads for word in head] == [str(n) for n in range(1000, 1010)]
+    assert {len(head) for head in heads} == {5}
+    assert text.count("!") == 2 + 1
+
+
+def test_notes_are_for_the_verbose():
+    entries = [
+        Entry(component="parameters", name="weights", bytes=GIB, note="one note"),
+        Entry(component="gradients", name="gradients", bytes=GIB, note="two notes"),
+        Entry(component="gradients", name="buckets", bytes=GIB, note="three notes"),
+    ]
+    book = Ledger.of(entries, capacity_bytes=4 * GIB)
+    said = "\n".join(ledger(Page(width=80, verbose=True), book))
+    assert all(entry.note in said for entry in entries)
+    assert "note" not in "\n".join(ledger(Page(width=80), book))
+
+
+def test_a_negative_rest_is_shown():
+    rest = Entry(component="unaccounted", name="unaccounted", bytes=-GIB, provenance="measured")
+    weights = Entry(component="parameters", name="weights", bytes=3 * GIB)
+    lines = ledger(Page(width=80), Ledger.of([weights, rest], capacity_bytes=4 * GIB))
+    assert any("unaccounted" in line and "-1.00 m" in line for line in lines)
+    assert any(line.startswith("at the peak") and "2.00" in line for line in lines)
 
 
 def test_frontier_in_words():

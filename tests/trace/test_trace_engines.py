@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from trace_programs import GPT2, LLAMA, MIXTRAL, traced
 
@@ -188,9 +191,47 @@ def test_a_value_that_is_not_there_is_assumed_and_told():
     assert found.peak_allocated < 1 << 20 or found.settings["hidden"]
 
 
+def test_a_fused_norm_is_one_kernel_on_fake_cuda_and_a_warning_on_meta():
+    from memfit.trace import run
+
+    def step(model):
+        model(next(model.parameters()).new_empty(64, 128)).sum().backward()
+
+    made = {}
+    for engine, device in (("fake-cuda", "cuda"), ("meta", "meta")):
+        made[engine] = run(lambda device=device: torch.nn.RMSNorm(128, device=device), step, engine=engine)
+    assert any("rms_norm" in b.op for b in made["fake-cuda"].blocks.values())
+    assert not made["fake-cuda"].warnings
+    assert "RMSNorm" in made["meta"].warnings[0]
+
+
 def test_the_trace_leaves_torch_as_it_was():
     before = (torch.nn.functional.scaled_dot_product_attention, torch.cuda.Stream, torch.UntypedStorage.resize_)
     traced("fake-cuda")
     after = (torch.nn.functional.scaled_dot_product_attention, torch.cuda.Stream, torch.UntypedStorage.resize_)
     assert before == after
+    weight = torch.ones(2, requires_grad=True)
+    weight.sum().backward()
+    assert weight.grad.tolist() == [1, 1], "real training goes on afterwards"
     assert not torch.cuda.is_available() or torch.version.cuda
+
+
+def test_a_process_that_trained_before_is_told_why_it_cannot_use_fake_cuda():
+    code = """
+import torch
+from memfit.trace import run_fake, trace
+from memfit.trace.unlock import UnlockError
+def step(model):
+    model(next(model.parameters()).new_empty(4, 8)).sum().backward()
+torch.ones(2, requires_grad=True).sum().backward()
+try:
+    run_fake(lambda: torch.nn.Linear(8, 8, device="cuda"), step)
+except UnlockError as error:
+    assert "fresh process" in str(error), error
+else:
+    raise SystemExit("it was not refused")
+found = trace(step, torch.nn.Linear(8, 8))
+assert found.engine == "meta" and "fresh process" in found.warnings[-1], found.warnings
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from typing import Any
 
 import msgspec
@@ -18,7 +22,7 @@ from memfit.formula.step import Moment
 from memfit.formula.training import StagePeak, capability_of, context_bytes, dims_of, peaks
 from memfit.job import parse
 
-CHUNK = 4096
+CHUNK = 2048
 """Lines that are read before any is answered; answers keep the order of the lines."""
 
 _NUMERIC = ("micro_batch", "seq_len", "grad_accum", "dp", "dp_shard", "tp", "cp", "ep")
@@ -28,20 +32,33 @@ _FEW = 4
 _encode = msgspec.json.Encoder().encode
 
 
-def run(lines: Iterable[bytes], *, full: bool = False) -> Iterator[bytes]:
+def run(lines: Iterable[bytes], *, full: bool = False, workers: int | None = None) -> Iterator[bytes]:
     """One JSON result for each job line, in order.
 
     Args:
         lines: job documents, or objects with ``job`` and optionally ``id`` (truth records are such objects). Empty
             lines give nothing.
         full: also compute assumptions and changes for each job.
+        workers: processes; None takes one for each core (at most 8) when there is more than one chunk of lines.
 
     Yields:
         The result document of the job, or ``{"id", "line", "error"}`` for a line that cannot be answered.
     """
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    while chunk := list(islice(numbered, CHUNK)):
-        yield from _chunk(chunk, full)
+    chunks = iter(lambda: list(islice(numbered, CHUNK)), [])
+    first = next(chunks, [])
+    second = next(chunks, []) if len(first) == CHUNK else []
+    processes = min(os.cpu_count() or 1, 8) if workers is None else workers
+    if not second or processes < 2:
+        for chunk in (first, second, *chunks) if second else (first,):
+            yield from answer(chunk, full)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        waiting = deque(pool.submit(answer, chunk, full) for chunk in (first, second))
+        while waiting:
+            while len(waiting) <= processes and (chunk := next(chunks, [])):
+                waiting.append(pool.submit(answer, chunk, full))
+            yield from waiting.popleft().result()
 
 
 def _read(line: bytes) -> tuple[Any, Any]:
@@ -58,7 +75,8 @@ def _read(line: bytes) -> tuple[Any, Any]:
     return job.pop("id", None), job
 
 
-def _chunk(chunk: list[tuple[int, bytes]], full: bool) -> Iterator[bytes]:
+def answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
+    """The results of numbered lines."""
     answers: list[bytes | None] = [None] * len(chunk)
     groups: dict[Any, list[tuple[int, Any, Resolved]]] = {}
     for index, (number, line) in enumerate(chunk):
@@ -84,9 +102,8 @@ def _chunk(chunk: list[tuple[int, bytes]], full: bool) -> Iterator[bytes]:
     for (_, static, *_rest), members in groups.items():
         for index, line in _group(static, members):
             answers[index] = line
-    for done in answers:
-        assert done is not None
-        yield done
+    assert all(done is not None for done in answers)
+    return answers  # type: ignore[return-value]
 
 
 def _group(static: Any, members: list[tuple[int, Any, Resolved]]) -> Iterator[tuple[int, bytes]]:

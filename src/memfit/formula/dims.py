@@ -46,7 +46,7 @@ def minimum(first: Int, *others: Int) -> Int:
 
 def where(condition: Int, yes: Int, no: Int) -> Int:
     """Element-wise choice."""
-    if condition is True or condition is False:
+    if type(condition) is bool or type(condition) is int:
         return yes if condition else no
     import numpy as np
 

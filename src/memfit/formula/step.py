@@ -425,6 +425,9 @@ class StageModel:
             tower_kept = tower_kept + self.kept_upto(tower, list(range(tower.stack.num_layers)), per, per)[-1]
             if leave:
                 ends += [leave, s.entry]
+        if s.style.masks and c.checkpointing != "none":  # the mask of the windows is an argument of each layer
+            masks = [self.atoms(s.decoder, k, tokens, stream).get("M", 0) for k in s.decoder.kinds]
+            tower_kept = tower_kept + maximum(0, *masks)
         for end in ends:
             tower_kept = tower_kept + evaluate(end.kept, self.tail_atoms())
         sums = self.kept_upto(s.decoder, self.indices, tokens, stream)
@@ -447,7 +450,9 @@ class StageModel:
         )
         if self.stage.first and s.embedding.trained:
             n = local(s.embedding.trained, d, 1 << 30)
-            fresh = where(True, n * (sch.fresh or s.width), 0)
+            fresh = n * (sch.fresh or s.width)
+            # a tied matrix gets two gradients, the head's (a transposed view, never added into) and the embedding's
+            twice = 2 * fresh if s.arch.tied and self.stage.last else 0
             out.append(
                 Moment(
                     "backward",
@@ -455,7 +460,7 @@ class StageModel:
                     {
                         **base,
                         "grads": all_grads,
-                        "fresh": fresh if (always or shard_grads) else 0,
+                        "fresh": (fresh if (always or shard_grads) else 0) + twice,
                         "block": tokens * s.arch.hidden_size * (s.width + 4),
                         "gathered": backward_gather,
                         "buckets": self.buckets(trained, n),
@@ -592,7 +597,7 @@ class StageModel:
                 fresh_now = fresh
             # context parallelism passes keys and values around a ring: the blocks being used and being received
             ring = where(d.cp > 1, (atoms.get("k", 0) + atoms.get("v", 0)) * 2 * s.width, 0)
-            for position in {places[-1], places[0]}:
+            for position in dict.fromkeys((places[-1], places[0])):
                 grads = all_grads if always else minimum(head_grads + after[position + 1], all_grads)
                 if c.in_backward:
                     grads = 0

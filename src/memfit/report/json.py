@@ -26,13 +26,7 @@ def dumps(document: Any, *, line: bool = False) -> str:
     """
     indent = None if line else 2
     separators = (",", ":") if line else None
-    return json.dumps(document, indent=indent, separators=separators, allow_nan=False, default=_plain) + "\n"
-
-
-def _plain(item: Any) -> Any:
-    if isinstance(item, Mapping):
-        return dict(item)
-    return ascii(item)[:200]
+    return json.dumps(document, indent=indent, separators=separators, allow_nan=False) + "\n"
 
 
 def result(estimate: Estimate, job_id: str | None = None, *, full: bool = True) -> dict[str, Any]:

@@ -29,14 +29,18 @@ def trace(step: Callable[..., Any], *args: Any, engine: str = "auto", **options:
     Raises:
         UnlockError: ``fake-cuda`` was asked for and this torch does not run fake CUDA tensors.
     """
+    refused = available("fake-cuda") if engine == "auto" else None
     if engine == "auto":
-        engine = "meta" if available("fake-cuda") else "fake-cuda"
+        engine = "meta" if refused else "fake-cuda"
     device = DEVICE[engine]
 
     def build() -> tuple[Any, ...]:
         return without_data(args, device)
 
-    return run(build, lambda state: step(*state), engine=engine, **options)
+    made = run(build, lambda state: step(*state), engine=engine, **options)
+    return made.with_warnings(
+        (f"traced on meta, which knows no autocast and no streams: {refused}",) if refused else ()
+    )
 
 
 def without_data(args: tuple[Any, ...], device: str) -> tuple[Any, ...]:

@@ -25,6 +25,9 @@ from memfit.trace.where import Where
 
 DEVICE = {"meta": "meta", "fake-cuda": "cuda"}
 """The device type that stands for the GPU in each engine."""
+_COMPOSITE_ON_META: tuple[type, ...] = tuple(
+    getattr(torch.nn, name) for name in ("RMSNorm", "Mish") if hasattr(torch.nn, name)
+)
 
 
 class _Mode(FakeTensorMode):  # type: ignore[misc]
@@ -128,9 +131,17 @@ def run(
                 "hidden": rules.used if rules else None,
                 "in_place_accumulations": recorder.num_in_place,
             },
-            warnings=tuple(values.warnings()),
+            warnings=(*values.warnings(), *_coarse(where, engine)),
             notes=tuple(notes),
         )
+
+
+def _coarse(where: Where, engine: str) -> list[str]:
+    """Modules that fall apart on ``meta`` where a GPU has one kernel (PyTorch's dispatch table, 2.13)."""
+    if engine != "meta":
+        return []
+    found = {type(m).__name__ for root in where.modules for m in root.modules() if isinstance(m, _COMPOSITE_ON_META)}
+    return [f"{name} is several operations on meta, one on a GPU: engine fake-cuda is exact" for name in sorted(found)]
 
 
 def available(engine: str) -> str | None:

@@ -1,0 +1,138 @@
+"""Pipeline stages: who holds which layers, and how many micro-batches are in flight."""
+
+from __future__ import annotations
+
+import pytest
+from formula_jobs import models_of, stage_peaks
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memfit import estimate
+from memfit.formula.schedule import distinct, in_flight, split_by_cost, split_layers, stages
+from memfit.models import catalog
+
+SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble", "dualpipe")
+degrees = st.integers(1, 12)
+
+
+def ranges_cover(ranges, layers):
+    assert [i for start, stop in ranges for i in range(start, stop)] == list(range(layers))
+
+
+@given(st.integers(0, 200), degrees)
+def test_even_ranges_cover_all_layers(layers, parts):
+    found = split_layers(layers, parts)
+    ranges_cover(found, layers)
+    sizes = [stop - start for start, stop in found]
+    assert len(found) == parts
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=80), st.integers(0, 1000), degrees)
+def test_ranges_by_cost_cover_all_layers(costs, head, parts):
+    found = split_by_cost(costs, head, parts)
+    assert len(found) == parts
+    ranges_cover(found, len(costs))
+
+
+def test_the_head_takes_layers_from_the_last_stage():
+    found = split_by_cost([10] * 12, 40, 4)
+    assert [stop - start for start, stop in found] == [4, 4, 4, 0]
+
+
+@given(st.integers(1, 120), st.integers(2, 12), st.sampled_from(SCHEDULES), st.integers(1, 4), st.integers(1, 64))
+def test_stages_hold_every_layer_once(layers, pp, schedule, virtual, micro_batches):
+    found = stages(layers, pp=pp, schedule=schedule, virtual=virtual, micro_batches=micro_batches)
+    assert [s.index for s in found] == list(range(pp))
+    held = sorted(i for s in found for i in s.indices())
+    copies = 2 if schedule == "dualpipe" else 1  # each rank runs a stage of either direction
+    assert held == sorted(list(range(layers)) * copies)
+    assert found[0].first
+    assert found[-1].last
+    if copies == 1:
+        assert [s.first for s in found].count(True) == [s.last for s in found].count(True) == 1
+
+
+@given(st.integers(2, 16), st.integers(1, 64))
+def test_micro_batches_in_flight(pp, micro_batches):
+    for stage in range(pp):
+        assert in_flight("gpipe", stage, pp, 1, micro_batches) == (micro_batches, 1)
+        assert in_flight("1f1b", stage, pp, 1, micro_batches) == (min(micro_batches, pp - stage), 1)
+        assert in_flight("zero-bubble", stage, pp, 1, micro_batches) == (min(micro_batches, pp), 1)
+    assert in_flight("gpipe", 0, 1, 1, micro_batches) == (1, 1)
+
+
+@given(st.integers(2, 16), st.integers(2, 8), st.integers(1, 64))
+def test_interleaved_chunks_in_flight(pp, virtual, micro_batches):
+    # Megatron-Core: warm-up of (pp - stage - 1) * 2 + (virtual - 1) * pp chunks, plus the one that runs
+    for stage in range(pp):
+        flights, per = in_flight("interleaved", stage, pp, virtual, micro_batches)
+        assert per == virtual
+        assert flights == min(micro_batches * virtual, (pp - stage - 1) * 2 + (virtual - 1) * pp + 1)
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.sampled_from(SCHEDULES), st.integers(1, 3))
+def test_the_stages_left_out_are_equal_to_one_that_stays(layers, pp, schedule, virtual):
+    layout = [i % 3 == 0 for i in range(layers)]
+    found = stages(layers, pp=pp, schedule=schedule, virtual=virtual, micro_batches=8)
+    kept = distinct(found, layout)
+    for stage in found:
+        twins = [
+            k for k in kept if [layout[i] for i in k.indices()] == [layout[i] for i in stage.indices()]
+            and (k.first, k.last) == (stage.first, stage.last)
+        ]
+        assert any(twin.in_flight >= stage.in_flight for twin in twins)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("pp", [2, 4, 8])
+def test_stage_weights_make_up_the_model(schedule, pp):
+    job = {"model": "qwen2.5-7b", "framework": "torch", "precision": "bf16", "pp": pp, "pp_schedule": schedule}
+    found = models_of(**job, grad_accum=8)
+    copies = 2 if schedule == "dualpipe" else 1
+    assert sum(m.weights_bytes()[0] for m in found) == 2 * catalog.lookup("qwen2.5-7b").params * copies
+
+
+def test_a_tied_head_stands_on_the_last_stage_too():
+    found = models_of(model="llama-3.2-1b", framework="torch", precision="bf16", pp=4)
+    assert sum(m.weights_bytes()[0] for m in found) == 2 * (catalog.lookup("llama-3.2-1b").params + 128256 * 2048)
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero-bubble"])
+def test_only_the_last_stage_makes_logits(schedule):
+    found = stage_peaks(
+        model="llama-3.1-8b", framework="megatron", pp=4, pp_schedule=schedule, grad_accum=8, precision="bf16"
+    )
+    logits = [max(m.parts.get("logits", 0) for m in p.moments) for p in found]
+    assert logits[:-1] == [0, 0, 0]
+    assert logits[-1] > 0
+
+
+def test_earlier_stages_hold_more_micro_batches_under_1f1b():
+    job = {"model": "llama-3.1-8b", "framework": "megatron", "pp": 4, "grad_accum": 16}
+    kept = [max(m.parts.get("kept", 0) for m in p.moments) for p in stage_peaks(**job)]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > 3.5 * kept[-1]
+
+
+def test_gpipe_holds_what_1f1b_holds_when_there_is_one_micro_batch():
+    job = {"model": "llama-3.1-8b", "framework": "megatron", "pp": 4}
+    one = [estimate(**job, pp_schedule=s, grad_accum=1).reserved_bytes for s in ("gpipe", "1f1b")]
+    many = [estimate(**job, pp_schedule=s, grad_accum=16).reserved_bytes for s in ("gpipe", "1f1b")]
+    assert one[0] == one[1]
+    assert many[0] > many[1]
+
+
+@pytest.mark.parametrize("pp", [16, 24])
+def test_stages_without_layers_are_no_fault(pp):
+    found = estimate(model="gpt2", framework="torch", pp=pp, optimizer_in_backward=True)
+    assert len(found.stages) == pp
+    assert all(ledger.allocated_bytes > 0 for ledger in found.stages)
+
+
+def test_a_stage_that_trains_nothing_still_has_a_peak():
+    found = estimate(
+        model="llama-3.2-1b", framework="torch", method="freeze", trainable=2, pp=4, optimizer_in_backward=True
+    )
+    assert all(reading.parts["weights"] > 0 for reading in found.readings)
