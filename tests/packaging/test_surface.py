@@ -66,4 +66,4 @@ def test_ignored_lint_rules_have_a_reason():
 def test_core_dependencies_stay_few():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
-    assert names == {"click", "rich", "msgspec", "numpy", "pyyaml", "tomli-w"}
+    assert names == {"click", "msgspec", "numpy", "pyyaml", "tomli-w"}

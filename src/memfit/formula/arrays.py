@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 NUMERIC = ("micro_batch", "seq_len", "grad_accum", "dp", "dp_shard", "tp", "cp", "ep")
 """Fields that may vary inside a group."""
 
+LARGEST = 1 << 42
+"""micro_batch * seq_len**2 up to which no intermediate figure leaves 64 bits, whatever the model and the pipeline."""
+
 SLICE = 1 << 13
 """Jobs evaluated together: a few dozen int64 arrays of this length fit the second-level cache."""
 
@@ -58,7 +61,8 @@ def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) ->
             into groups. ``dp_shard`` follows ``dp`` unless it is given.
 
     Raises:
-        MemfitError: the arrays differ in length, or the base job is not a training job.
+        MemfitError: the arrays differ in length, a job is too large for 64-bit arithmetic, or the base job is not a
+            training job.
     """
     import numpy as np
 
@@ -74,6 +78,9 @@ def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) ->
     numeric = {n: columns[n].astype(np.int64) for n in NUMERIC if n in columns}
     if "dp" in numeric and "dp_shard" not in numeric:
         numeric["dp_shard"] = numeric["dp"]
+    batch, length = (int(np.max(numeric.get(n, values[n]), initial=1)) for n in ("micro_batch", "seq_len"))
+    if batch * length**2 > LARGEST:
+        raise MemfitError(f"micro_batch * seq_len**2 exceeds {LARGEST:.2g}", hint="estimate such jobs one at a time")
     shape = {n: c for n, c in columns.items() if n not in NUMERIC}
     if "tp" in numeric:
         shape["tp>1"] = numeric["tp"] > 1

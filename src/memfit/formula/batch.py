@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from memfit.errors import InputFileError, JobError, MemfitError
+from memfit.formula.arrays import LARGEST
 from memfit.formula.estimate import document, estimate, train_readings, warnings_of
 from memfit.formula.reading import Outside
 from memfit.formula.resolve import Resolved, resolve
@@ -95,6 +96,8 @@ def answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
                 resolved.capacity_bytes,
                 resolved.others_bytes,
                 context_bytes(resolved),
+                # what does not fit 64-bit arithmetic is answered alone
+                index if resolved.values["micro_batch"] * resolved.values["seq_len"] ** 2 > LARGEST else None,
             )
             groups.setdefault(key, []).append((index, job_id, resolved))
         except MemfitError as error:

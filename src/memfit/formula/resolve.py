@@ -73,6 +73,26 @@ def defaults_of(framework: str | None) -> dict[str, Any]:
     return {f"strategy.{k}": tuple(v) if isinstance(v, list) else v for k, v in table.items()}
 
 
+_FACTS = {"moe_imbalance": (1, 100), "images": (0, 1 << 16)}
+"""Numbers that ``model.extra`` may state, with their bounds."""
+
+
+def check_facts(extra: Mapping[str, Any]) -> None:
+    """Check the facts of ``model.extra`` that the memory model reads.
+
+    Raises:
+        JobError: one is not of its type or out of bounds.
+    """
+    for name, (low, high) in _FACTS.items():
+        value = extra.get(name, low)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            bound = f"{low} to {high}"
+            raise JobError(f"model.extra.{name}", f"must be a number from {bound}", value=value, bound=bound)
+    family = extra.get("as")
+    if family is not None and not isinstance(family, str):
+        raise JobError("model.extra.as", "must be the name of a model family", value=family)
+
+
 def resolve(job: Job) -> Resolved:
     """Complete a job and look up its model and card.
 
@@ -85,6 +105,8 @@ def resolve(job: Job) -> Resolved:
     model = job.model
     if model.config is None and model.name is None:
         raise JobError("model.name", "no model is given", hint="name a catalog model, a folder, or give `model.config`")
+    if model.extra:
+        check_facts(model.extra)
     family = (model.extra or {}).get("as")
     if model.config is not None:
         arch, origin = resolve_model(model.config, as_family=family)

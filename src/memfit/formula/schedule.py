@@ -74,12 +74,13 @@ def stages(
     Args:
         costs: compute cost of each layer; when given the split balances cost with ``head_cost`` in the last stage.
     """
-    parts = pp * max(virtual, 1)
+    chunks = max(virtual, 1) if schedule == "interleaved" else 1
+    parts = pp * chunks
     ranges = split_by_cost(costs, head_cost, parts) if costs and pp > 1 else split_layers(num_layers, parts)
     out = []
     for stage in range(pp):
         flights, per = in_flight(schedule, stage, pp, virtual, micro_batches)
-        mine = [ranges[stage + pp * chunk] for chunk in range(max(virtual, 1))]
+        mine = [ranges[stage + pp * chunk] for chunk in range(chunks)]
         first, last = stage == 0, stage == pp - 1
         if schedule == "dualpipe" and pp > 1:
             mine.append(ranges[pp - 1 - stage])

@@ -199,9 +199,9 @@ class StageModel:
         kind = tower.kinds[tower.stack.layout[layer]]
         if not kind.trains:
             return 0
-        form = kind.checkpointed.checkpoint if self.is_checkpointed(layer) else kind.plain.kept
-        if self.is_checkpointed(layer) and "activations" in self.c.offload:
+        if "activations" in self.c.offload:
             return 0
+        form = kind.checkpointed.checkpoint if self.is_checkpointed(layer) else kind.plain.kept
         return evaluate(form, self.atoms(tower, kind, tokens, stream))
 
     def kept_upto(self, tower: Tower, layers: list[int], tokens: Int, stream: Int) -> list[Int]:
@@ -230,9 +230,10 @@ class StageModel:
         inside, whole = self.s.matrix
         opt = self.s.optimizer
         if opt.matrix_only and self.c.training.full:
-            matrices = n * inside // whole
+            matrices = portion(n, inside, whole)
             if self.s.projected:
-                return master, n * self.s.projected // whole * state + slots(self.s.rest, n - matrices, state)
+                projected = portion(n, self.s.projected, whole)
+                return master, projected * state + slots(self.s.rest, n - matrices, state)
             return master, slots(opt, matrices, state) + slots(self.s.rest, n - matrices, state)
         return master, slots(opt, n, state)
 
@@ -346,7 +347,9 @@ class StageModel:
             for layer in self.indices:
                 kind = kinds[tower.stack.layout[layer]]
                 atoms = self.atoms(tower, kind, self.d.tokens, self.d.stream_tokens)
-                total = total + evaluate(kind.checkpointed.checkpoint, atoms)
+                program = kind.checkpointed
+                form = program.checkpoint if self.is_checkpointed(layer) else program.kept
+                total = total + evaluate(form, atoms)
         return total
 
     def stream_pools(self) -> Int | None:
@@ -481,6 +484,8 @@ class StageModel:
                     },
                 )
             )
+        if not out:  # nothing is trained on this stage and nothing is left to do after the forward pass
+            out.append(Moment("forward", "forward pass", {**base, "gathered": forward_gather}))
         return out
 
     def _whole(self) -> Int:
@@ -626,6 +631,11 @@ class StageModel:
             trained = self.indices[position] >= self.s.decoder.first_trained
             after[position] = after[position + 1] + (per_kind[self._kinds[position]][1] if trained else 0)
         return after
+
+
+def portion(elements: Int, part: int, whole: int) -> Int:
+    """``elements * part / whole``; the share is taken in 2**-20 so that arrays of 64-bit numbers hold the product."""
+    return elements * ((part << 20) // whole) // (1 << 20)
 
 
 def slots(opt: Optimizer, elements: Int, state: int) -> Int:

@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.formula import profile as profiles
 from memfit.formula.dims import Dims, part_of
+from memfit.formula.profile import Dtype
 from memfit.formula.setup import Kind, Setup, Tower
 from memfit.formula.step import Stage, StageModel
 from memfit.formula.tape import Step
@@ -19,6 +21,7 @@ from memfit.ledger import Component, Event, Timeline
 from memfit.models.architecture import Tensor
 
 COMPUTE, GATHER, REDUCE = 0, 1, 2
+_NAMES = {2: "bf16", 4: "fp32"}
 
 
 @dataclass(slots=True)
@@ -73,28 +76,39 @@ class Player:
         """Tensors of this kind on the rank."""
         return -(-tensor.count // self.d.ep) if tensor.expert else tensor.count
 
-    def _trains(self, tensor: Tensor) -> bool:
-        return self.c.training.trains(tensor)
+    def _trains(self, tensor: Tensor, layer: int) -> bool:
+        how = self.c.training
+        return layer >= self.s.decoder.first_trained if how.last_layers else how.trains(tensor)
+
+    def _width(self, tensor: Tensor, *, trained: bool, inside: bool) -> Dtype:
+        """Storage of one tensor."""
+        s = self.s
+        if self.c.training.full:
+            return profiles.dtype(_NAMES[s.scheme.weight or s.width])
+        if trained:
+            return profiles.dtype(_NAMES[4 if s.profile.adapter_fp32 and s.width == 2 else s.width])
+        outer = tensor.part in ("head", "embedding") and not s.profile.quantize_head
+        if s.frozen.keep16 == "none" or (tensor.linear and not outer):
+            return s.frozen
+        return profiles.dtype(_NAMES[2 if inside or not self.c.training.rank else s.outer_width])
 
     # -- weights --------------------------------------------------------------------------------------------------
 
     def load(self) -> None:
         """Weights of the stage, tensor by tensor."""
         s = self.s
-        width = s.scheme.weight or s.width
-        if not self.c.training.full:
-            width = 2
-        for tensors in self._owned():
+        for tensors, layer, inside in self._owned():
             for t in tensors:
+                if t.buffer:
+                    continue
                 n = self.split(t)
-                bytes_each = n * width
-                if not self.c.training.full and t.linear and t.part not in ("head", "embedding"):
-                    bytes_each = s.frozen.bytes_of(n)
+                trained = self._trains(t, layer)
+                bytes_each = self._width(t, trained=trained, inside=inside).bytes_of(n)
                 if self.sharded:
                     bytes_each = -(-bytes_each // self.m.ways)
                 for _ in range(self.copies(t)):
                     self.alloc(bytes_each, "parameters", t.name)
-                    if self._trains(t):
+                    if trained:
                         self.whole.append(n)
         if self.c.training.rank:
             _, dense, expert = self.m.weights_bytes()
@@ -111,16 +125,24 @@ class Player:
             width = s.scheme.fresh if s.scheme.always else (s.scheme.grad or s.width)
             self.alloc(sum(self.whole) * width, "communication", "gradient buckets")
 
-    def _owned(self) -> Iterable[tuple[Tensor, ...]]:
+    def _owned(self) -> Iterable[tuple[tuple[Tensor, ...], int, bool]]:
+        """(tensors, decoder layer or -1, inside blocks) of everything on the stage."""
         s = self.s
         if self.stage.first:
-            yield s.arch.embeddings
-        layout = s.decoder.stack.layout
+            yield s.arch.embeddings, -1, False
+            for tower in s.arch.towers:
+                for kind in tower.layout:
+                    yield tower.blocks[kind].tensors, -1, True
+                yield tower.extra, -1, False
+        stack = s.decoder.stack
         for layer in self.m.indices:
-            yield s.decoder.stack.blocks[layout[layer]].tensors
+            yield stack.blocks[stack.layout[layer]].tensors, layer, True
+        yield stack.extra, -1, False
         if self.stage.last:
-            yield s.arch.final_norm
-            yield s.arch.head
+            yield s.arch.final_norm, -1, False
+            yield s.arch.head, -1, False
+            if s.arch.tied and not self.stage.first:
+                yield s.arch.embeddings, -1, False
 
     # -- programs -------------------------------------------------------------------------------------------------
 
@@ -143,15 +165,18 @@ class Player:
 
     def _weight_gradient(self, line: Step, layer: int) -> None:
         if layer < 0:
-            tensors: tuple[Tensor, ...] = self.s.arch.head or self.s.arch.embeddings
+            tied = self.s.arch.tied
+            tensors: tuple[Tensor, ...] = self.s.arch.embeddings[:1] if tied else self.s.arch.head
+            unit = -2 if tied and self.stage.first else layer  # one matrix, one gradient
         else:
             block = self.s.decoder.stack.blocks[self.s.decoder.stack.layout[layer]]
-            tensors = tuple(t for t in block.tensors if part_of(t) == line.atom and self._trains(t))
+            tensors = tuple(t for t in block.tensors if part_of(t) == line.atom and self._trains(t, layer))
+            unit = layer
         width = line.width
         for t in tensors:
             n = self.split(t)
             for index in range(self.copies(t)):
-                key = (layer, t.name, index)
+                key = (unit, t.name, index)
                 size = n * width
                 if key in self.grads or self.s.scheme.always:
                     block_id = self.alloc(size, "gradients", "weight gradient")
@@ -243,6 +268,11 @@ class Player:
             checkpointed = self.m.is_checkpointed(layer)
             program = kind.checkpointed if checkpointed else kind.plain
             mine: dict[int, tuple[int, int]] = {}
+            if self._idle(layer):
+                x = self._pass(program.scripts["first"], atoms, x, program.output, layer)
+                if position + 1 < len(order) and self.c.reshard:
+                    self._reshard(layer, gathered)
+                continue
             run.live[layer] = mine
             self.play(program.scripts["first" if checkpointed else "forward"], atoms, mine, layer)
             if checkpointed or program.keeps_stream:
@@ -265,6 +295,22 @@ class Player:
                 self.held = (self.alloc(size, "logits", "logits held by the caller"), size)
         return run
 
+    def _idle(self, layer: int) -> bool:
+        """Whether the layer keeps nothing for the backward pass."""
+        tower = self.s.decoder
+        return layer < tower.first_trained or not tower.kinds[tower.stack.layout[layer]].trains
+
+    def _pass(
+        self, lines: Iterable[Step], atoms: dict[str, int], x: tuple[int, int], output: int, layer: int
+    ) -> tuple[int, int]:
+        """The forward pass of a layer that keeps nothing; gives its output."""
+        mine: dict[int, tuple[int, int]] = {}
+        self.play(lines, atoms, mine, layer)
+        out = mine.pop(output, None) or (self.alloc(self.stream_size, "activations", "output"), self.stream_size)
+        for block, size in (*mine.values(), x):
+            self.free(block, size)
+        return out
+
     def backward(self, run: Running) -> None:
         """The backward pass of one micro-batch."""
         s, order = self.s, self.m.indices
@@ -281,6 +327,9 @@ class Player:
         if self.sharded and not together:
             self._reduce(-1, pending)
         for layer in reversed(order):
+            if self._idle(layer):
+                self._reshard(layer, gathered)
+                continue
             self._gather(layer, gathered)
             kind = tower.kinds[tower.stack.layout[layer]]
             checkpointed = self.m.is_checkpointed(layer)
@@ -310,16 +359,25 @@ class Player:
         for t in s.arch.embeddings:
             size = self.split(t) * (s.scheme.fresh or s.width)
             key = (-2, t.name, 0)
+            fresh = self.alloc(size, "gradients", t.name)
             if key not in self.grads and not s.scheme.always:
-                self.grads[key] = (self.alloc(size, "gradients", t.name), size)
+                self.grads[key] = (fresh, size)
+            elif key in self.grads and s.arch.tied:
+                # the head's gradient is a transposed view and is not added into: a sum is made beside both
+                both = self.alloc(size, "gradients", t.name)
+                self.free(*self.grads[key])
+                self.free(fresh, size)
+                self.grads[key] = (both, size)
             else:
-                self.free(self.alloc(size, "gradients", t.name), size)
+                self.free(fresh, size)
 
     def optimizer(self) -> None:
         """The optimizer step; the first one makes the states."""
         s = self.s
         self.phase = "optimizer"
         state = s.scheme.state or s.width
+        if self.c.training.rank and s.profile.adapter_fp32:
+            state = 4
         if not self.states and "optimizer" not in self.c.offload:
             for n in self.trained:
                 if s.scheme.master:

@@ -52,7 +52,7 @@ def dims_of(resolved: Resolved, numeric: Mapping[str, Any] | None = None) -> Dim
         cp=v["cp"],
         ep=v["ep"],
         sequence_parallel=bool(v["sequence_parallel"]),
-        imbalance_pct=round(float(extra.get("moe_imbalance", 1.0)) * 100),
+        imbalance_pct=round(extra.get("moe_imbalance", 1.0) * 100),
         images=int(extra.get("images", 0)),
     )
 
@@ -64,7 +64,8 @@ def capability_of(resolved: Resolved) -> tuple[int, int] | None:
 
 def setup_of(resolved: Resolved) -> Setup:
     """The compiled static part of a resolved training job."""
-    return setup(resolved.arch, choices(resolved.values, num_layers=resolved.arch.num_layers, capability=capability_of(resolved)))
+    layers, capability = resolved.arch.num_layers, capability_of(resolved)
+    return setup(resolved.arch, choices(resolved.values, num_layers=layers, capability=capability))
 
 
 def stages_of(s: Setup, d: Dims) -> list[Stage]:

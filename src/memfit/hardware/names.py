@@ -128,7 +128,9 @@ def _find(text: str) -> Gpu | None:
 # first, so that the x in "rtx4090" and the digits of "4090 laptop" are not taken for a count.
 _COUNTED = (
     re.compile(r"^(?P<count>\d{1,9})\s*[x×*]\s*(?P<name>.+)$"),
+    # behind a name without digits the x stands apart: "titan-rtx x 1", but "rtx 4090" is no count
     re.compile(r"^(?P<name>.*\d.*?)\s*[x×*:]\s*(?P<count>\d{1,9})$"),
+    re.compile(r"^(?P<name>.+?)(?:\s+x|\s*[×*:])\s*(?P<count>\d{1,9})$"),
     re.compile(r"^(?P<count>\d{1,9})\s+(?P<name>.+)$"),
 )
 

@@ -97,7 +97,7 @@ _FP8 = {"fp8-e4m3": "fp8", "fp8-e5m2": "fp8", "float8": "fp8", "f8": "fp8"}
 FIELDS: tuple[Field, ...] = (
     Field(
         path="model.name", type="text", high=4096, optional=True, flags=("--model", "-m"),
-        doc="a catalog name, a folder with config.json, a .gguf or .safetensors file, or a hub id",
+        doc="a catalog name, the hub id of a catalog model, or a folder or file with a config.json",
         also=("model_name", "model_name_or_path", "model_id", "model_path", "base_model", "hf_model"),
     ),
     Field(
