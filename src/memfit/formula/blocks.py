@@ -171,7 +171,8 @@ class Recorder:
                 forward_temp={"w.max": 4},
                 backward_temp={y.atom: 4},
             )
-        return tape.op("lora.add", [y, scaled], y.atom, y.width, cheap=True, alias_grad=True)
+        out = tape.op("lora.add", [y, scaled], y.atom, max(y.width, scaled.width), cheap=True, alias_grad=True)
+        return out if out.width == y.width else tape.op("lora.low", [out], y.atom, y.width, cheap=True)
 
     def dropout(self, x: Value, probability: float) -> Value:
         """Dropout keeps a byte mask."""
@@ -208,7 +209,7 @@ class Recorder:
         uneven = style.masks and att.head_dim != att.v_head_dim  # no flash kernel for unlike head dims
         efficient = style.attention == "efficient" or always or uneven
         if style.masks and (code.kernel == "math" or (grouped and efficient and not always)):
-            return self.math_attention(q, k, v, grouped=grouped)
+            return self.math_attention(q, k, v, att, grouped=grouped)
         windowed = style.masks and att.window is not None and not efficient
         saved: Form = {"h": 4}
         staging: Form = {"q": 4, "h": 4}  # dQ is accumulated in fp32
@@ -248,7 +249,7 @@ class Recorder:
         product = op("scores", [q, k], "s", wide, saved=[q, k], core=True, forward_temp=temp, backward_temp=temp)
         if att.softcap:
             product = op("softcap", [product], "s", w, saves_output=True, core=True, backward_temp=temp)
-        soft_width = w if att.sinks else 4
+        soft_width = w if att.sinks or code.low_softmax else 4
         if product.width < soft_width:
             product = op("scores.float", [product], "s", 4, core=True)
         soft = op(
@@ -268,7 +269,7 @@ class Recorder:
         out = op("context", [low, v], "o", w, saved=[low, v], core=True)
         return op("merge", [out], "o", w, cheap=True)
 
-    def math_attention(self, q: Value, k: Value, v: Value, *, grouped: bool) -> Value:
+    def math_attention(self, q: Value, k: Value, v: Value, att: Attention, *, grouped: bool) -> Value:
         """SDPA without a fused kernel: everything in fp32, queries and keys scaled before the product."""
         op, w = self.tape.op, self.style.width
         k_atom, v_atom = k.atom, v.atom
@@ -278,8 +279,14 @@ class Recorder:
         q = op("q.scale", [q], "q", 4, forward_temp={"q": 4} if w < 4 else {})
         k = op("k.scale", [k], k_atom, 4, forward_temp={k_atom: 4} if w < 4 else {})
         v = v if w == 4 else op("v.float", [v], v_atom, 4)
-        product = op("scores", [q, k], "s", 4, saved=[q, k], core=True, forward_temp={"s": 4})
-        soft = op("softmax", [product], "s", 4, saves_output=True, core=True, forward_temp={"s": 4}, backward_temp={"s": 4})
+        s = "sm" if att.window else "s"  # under a mask heads are copied and the efficient kernel runs
+        temp = {s: 4}
+        product = op("scores", [q, k], s, 4, saved=[q, k], core=True, forward_temp=temp)
+        soft = op("softmax", [product], s, 4, saves_output=True, core=True, forward_temp=temp, backward_temp=temp)
+        if att.window:
+            self.tape.keep("M", w)
+        if att.dropout:
+            soft = op("attention.dropout", [soft], s, 4, extra_saved=temp, core=True)
         out = op("context", [soft, v], "o", 4, saved=[soft, v], core=True)
         return op("merge", [out], "o", w)
 

@@ -157,6 +157,7 @@ def attention_atoms(att: Attention, d: Dims, tokens: Int) -> dict[str, Int]:
         "vr": where(masked, o, v),
         "qs": where(masked, 0, q),
         "om": where(masked, 0, o),
+        "sm": where(masked, 0, tokens * heads * d.seq_len),
     }
     out = windowed | {
         "q": q,

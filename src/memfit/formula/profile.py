@@ -82,12 +82,14 @@ class Profile:
     adapter_fp32: bool = False
     adapter_dropout: float = 0.0
     kbit_fp32: bool = False
+    kbit_activations: bool = False
     quantize_head: bool = False
     inputs_grad: bool = False
     reference: bool = False
     balance_cost: bool = False
     expandable: bool = False
     no_sync: bool = False
+    untied: bool = False
     bucket: int = 0
     schemes: Mapping[str, str] = field(hash=False)
     sharded: Mapping[str, str] = field(hash=False)

@@ -138,8 +138,10 @@ def _scheme(prof: Profile, c: Choices) -> Scheme:
 
 def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
     low = c.precision in LOW
-    width = 2 if low else 4
     adapters = c.training.rank > 0
+    if adapters and low and prof.kbit_activations and c.weights not in ("fp32", "bf16", "fp16"):
+        low = False
+    width = 2 if low else 4
     autocast = scheme.autocast and not adapters
     targets = c.training.targets
     residual = 4 if autocast or (adapters and prof.kbit_fp32 and c.method == "qlora" and low) else width
@@ -162,7 +164,7 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
         sequence_parallel=c.sequence_parallel,
         trained=c.training.full or bool(c.training.last_layers),
         lora=tuple((t, c.training.rank) for t in targets) if adapters else (),
-        lora_width=width,
+        lora_width=4 if prof.adapter_fp32 and low and not scheme.autocast else width,
         lora_cast=prof.adapter_fp32 and low,
         lora_dropout=c.adapter_dropout,
         dora=c.training.dora,
@@ -262,6 +264,10 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         UnknownNameError: the framework, optimizer or weights dtype has no row.
     """
     prof = profiles.profile(c.framework)
+    if prof.untied and arch.tied:
+        shape = (arch.vocab_size, arch.hidden_size)
+        head_weight = Tensor(name="lm_head.weight", shape=shape, part="head", linear=True, tp_dim=0)
+        arch = replace(arch, head=(head_weight,), tied=False)
     scheme = _scheme(prof, c)
     frozen = profiles.dtype({"bpw": c.bpw} if c.bpw else c.weights)
     style = _style(prof, c, scheme)
@@ -277,8 +283,9 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     head_trained = bool(head.trained) or (arch.tied and bool(embedding.trained))
     below = c.training.full or any(k.trains for k in decoder.kinds)
     final = decoder.kinds[-1].block.norm
-    kbit = style.residual > style.width and bool(c.training.rank)
-    plain = replace(style, compiled=False, lora=())
+    kbit = style.residual > 2 and c.precision in LOW and bool(c.training.rank)
+    low = 2 if c.precision in LOW else 4
+    plain = replace(style, compiled=False, lora=(), width=low)  # logits come in the compute dtype whatever the stream
     encoder = any(s.name == "encoder" for s in arch.towers)
     end = tail(
         plain,

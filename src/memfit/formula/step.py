@@ -589,6 +589,10 @@ class StageModel:
             per_kind.append((td + te, self._shard(td, te, shard_grads) * grad_width))
         after = self._grads_after(per_kind)
         number = max(len(self.indices), 1)
+        # with gradient buffers in place a tied head's gradient waits for the embedding's
+        waiting: Int = 0
+        if always and s.arch.tied and self.stage.first and self.stage.last:
+            waiting = local(s.embedding.trained, d, 1 << 30) * (sch.fresh or s.width)
         for (index, checkpointed), places in positions.items():
             kind = tower.kinds[index]
             atoms = self.atoms(tower, kind, d.tokens, d.stream_tokens)
@@ -613,7 +617,7 @@ class StageModel:
                         {
                             **base,
                             "grads": grads,
-                            "fresh": fresh_now,
+                            "fresh": fresh_now + waiting,
                             "kept": earlier + sums[position],
                             "block": working - fresh,
                             "gathered": gathered,

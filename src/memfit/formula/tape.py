@@ -207,6 +207,12 @@ class Tape:
                 op.saved = (*op.saved, side)
         return out
 
+    def keep(self, atom: str, width: int) -> None:
+        """The last operation keeps one more tensor for its backward."""
+        side = Value(atom, width, False)
+        side.producer = self.ops[-1]
+        self.ops[-1].saved = (*self.ops[-1].saved, side)
+
     def _needed(self, value: Value, seen: set[int]) -> list[Value]:
         """What a compiler keeps so that the backward can have ``value``: cheap producers are run again."""
         if id(value) in seen:
@@ -289,8 +295,13 @@ class Tape:
                     keep[id(root)] = root
                     keep |= {id(v): v for v in op.saved if v.producer is op and v is not op.output}
         elif policy == "attention":
-            inside = {id(v) for op in self.ops if op.core for v in op.saved if v.producer is op and v is not op.output}
-            keep = {id(v): v for values in saved for v in values if id(v) not in inside}
+            # what core attention makes for itself is made again; what it is given, and what others keep of it, stays
+            keep = {
+                id(v): v
+                for op, values in zip(self.ops, saved, strict=True)
+                for v in values
+                if not (op.core and v.producer is not None and v.producer.core)
+            }
         return keep
 
     def _forward(

@@ -60,12 +60,14 @@ class Player:
     def alloc(self, size: int, component: Component, what: str = "", module: str = "", stream: int = COMPUTE) -> int:
         """Allocate and give the block's id."""
         self.next += 1
-        self.events.append(Event(self.next, size, component, self.phase, module, what, stream))
+        if size:  # an event without bytes is a mark
+            self.events.append(Event(self.next, size, component, self.phase, module, what, stream))
         return self.next
 
     def free(self, block: int, size: int, component: Component = "activations", stream: int = COMPUTE) -> None:
         """Free a block."""
-        self.events.append(Event(block, -size, component, self.phase, "", "", stream))
+        if size:
+            self.events.append(Event(block, -size, component, self.phase, "", "", stream))
 
     def split(self, tensor: Tensor) -> int:
         """Elements of one tensor on its tensor- and expert-parallel rank."""
@@ -228,23 +230,25 @@ class Player:
         return self.m.atoms(tower, kind, self.d.tokens, self.d.stream_tokens)
 
     def _gather(self, layer: int, gathered: dict[int, list[tuple[int, int, int]]]) -> None:
-        """All-gather of one block: a flat buffer on the gather stream, then the unsharded weights."""
+        """All-gather of one block: where it copies, a flat buffer on the gather stream, then the unsharded weights."""
         if not self.sharded or layer in gathered:
             return
         kind = self.s.decoder.kinds[self.s.decoder.stack.layout[layer]]
         num, den = self.m.gathered_width(kind)
         size = int(self.m.block_weights(kind)) * num // den
-        flat = self.alloc(size, "communication", "all-gather output", f"layers.{layer}", GATHER)
-        out = self.alloc(size, "parameters", "gathered weights", f"layers.{layer}")
+        gathered[layer] = [(self._all_gather(size, f"layers.{layer}"), size, COMPUTE)]
+
+    def _all_gather(self, size: int, module: str) -> int:
+        if not self.s.sharding.copy_in:  # flat parameters are views of the gathered buffer
+            return self.alloc(size, "parameters", "gathered weights", module)
+        flat = self.alloc(size, "communication", "all-gather output", module, GATHER)
+        out = self.alloc(size, "parameters", "gathered weights", module)
         self.free(flat, size, "communication", GATHER)
-        gathered[layer] = [(out, size, COMPUTE)]
+        return out
 
     def _gather_outer(self, elements: int) -> tuple[int, int]:
         size = elements * (self.s.scheme.gathered or self.s.width)
-        flat = self.alloc(size, "communication", "all-gather output", "outer", GATHER)
-        out = self.alloc(size, "parameters", "gathered weights", "outer")
-        self.free(flat, size, "communication", GATHER)
-        return out, size
+        return self._all_gather(size, "outer"), size
 
     def _reshard(self, layer: int, gathered: dict[int, list[tuple[int, int, int]]]) -> None:
         for block, size, stream in gathered.pop(layer, []):

@@ -185,6 +185,7 @@ class Code:
             ``math`` never a fused kernel, ``eager`` the class has no SDPA.
         rope_cat: rotated heads are joined from parts even when the whole head is turned (Phi 3).
         expand_kv: keys and values of a fused projection are copied to all heads at once (Falcon 40B).
+        low_softmax: written-out attention runs its softmax in the compute dtype (GPT-2, BERT).
         float_scores: queries and keys are raised to fp32 before the product (GPT-J).
         position_bias: a bias of scores shape is added (T5).
         router_float: the router runs on an fp32 copy of its input (DeepSeek V3).
@@ -197,6 +198,7 @@ class Code:
     kernel: Literal["sdpa", "masked", "math", "eager"] = "sdpa"
     rope_cat: bool = False
     expand_kv: bool = False
+    low_softmax: bool = False
     float_scores: bool = False
     position_bias: bool = False
     router_float: bool = False
