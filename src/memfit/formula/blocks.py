@@ -114,9 +114,12 @@ class Recorder:
         return self._gathered[id(x)]
 
     def linear(
-        self, x: Value, out: str, role: str, part: str, *, column: bool = True, bias: bool = False
+        self, x: Value, out: str, role: str, part: str, *, column: bool = True, bias: bool = False, keep: bool = True
     ) -> Value:
-        """A Linear layer with its adapter, if any; ``part`` names its weight atom."""
+        """A Linear layer with its adapter, if any; ``part`` names its weight atom.
+
+        ``keep``: it keeps its input; not where a kernel around it makes the input again.
+        """
         style, tape = self.style, self.tape
         width = style.width
         source = x
@@ -127,7 +130,7 @@ class Recorder:
         trained = style.trained or rank == 0
         side = "in" if column else "out"
         weight = f"w.{part}.{side}"
-        saved = [low] if trained else []
+        saved = [low] if trained and keep else []
         if trained and column and style.sequence_parallel and not style.gather_inputs and x is not source:
             saved = [source]
         temp: Form = {f"{weight}.max": style.width} if style.dequantize and not trained else {}
@@ -434,30 +437,44 @@ class Recorder:
     # -- recurrent mixers -----------------------------------------------------------------------------------------
 
     def recurrent(self, h: Value, rec: Recurrent) -> Value:
-        """A mixer with a state.
+        """A mixer with a state, run by its fused kernels (mamba-ssm, causal-conv1d, flash-linear-attention).
 
-        Atoms: i T*inner, c T*conv channels, z T*(projection width), y T*inner*state/chunk states, b T*heads.
+        Without these packages transformers runs reference code that keeps many times more; that is not modelled.
+        Atoms: i T*inner, c T*conv channels, z T*(projection width), y inner*state/chunk states, b T*heads,
+        d T*(step rank and states), qr queries and keys repeated to the value heads.
         """
-        tape, w = self.tape, self.style.width
-        if rec.kind == "conv":
-            z = self.linear(h, "z", "in_proj", "mixer")
-            gated = tape.op("gate", [z], "i", w, saved=[z], cheap=True)
-            c = tape.op("conv", [gated], "c", w, saved=[gated])
-            out = tape.op("gate2", [c, z], "i", w, saved=[c, z], cheap=True)
-            return self.linear(out, "x", "out_proj", "mixer", column=False)
+        op, w = self.tape.op, self.style.width
         z = self.linear(h, "z", "in_proj", "mixer")
-        stream = tape.op("split", [z], "c", w, view=True)
-        if rec.conv_kernel:
-            conv = tape.op("conv", [stream], "c", w, saved=[stream])
-            stream = tape.op("conv.act", [conv], "c", w, saved=[conv], cheap=True)
-        states = {"y": 4, "b": 8}
-        core = tape.op(
-            "scan", [stream], "i", w, saved=[stream], extra_saved=states, core=True, backward_temp={"i": 8, "y": 4}
-        )
-        normed = tape.op(
-            "norm.gated", [core, z], "i", w, saved=[core, z], extra_saved={"b": 4}, cheap=True, forward_temp={"i": 8}
-        )
-        return self.linear(normed, "x", "out_proj", "mixer", column=False)
+        if rec.kind == "conv":
+            gated = op("gate", [z], "i", w, saved=[z], cheap=True)
+            c = op("conv", [gated], "c", w, saved=[gated])
+            out = op("gate2", [c, z], "i", w, saved=[c, z], cheap=True)
+        elif rec.kind in ("mamba1", "mamba2"):
+            # one autograd function from the projection to the output: keeps its input and the scan's output, runs the
+            # convolution again (mamba-ssm MambaInnerFn with checkpoint_lvl 1, MambaSplitConv1dScanCombinedFn)
+            more: Form = {"d": w, "y": 4} if rec.kind == "mamba1" else {"b": 4}
+            temp: Form = {"z": w, "c": w, "i": 2 * w, "y": 4}
+            out = op("scan", [z], "i", w, saved=[z], saves_output=True, extra_saved=more, core=True, backward_temp=temp)
+            return self.linear(out, "x", "out_proj", "mixer", column=False, keep=False)
+        else:
+            # chunk_gated_delta_rule keeps q, k, v, cumulated decays and the chunks' triangular matrices
+            gate = op("z", [z], "i", w)
+            conv = op("conv", [op("qkv", [z], "c", w)], "c", w)
+            self.tape.keep("c", w)
+            q, k = op("q.repeat", [conv], "qr", w), op("k.repeat", [conv], "qr", w)
+            chunks: Form = {"b": 8 + w + rec.chunk * w}
+            core = op(
+                "delta",
+                [q, k, conv],
+                "i",
+                w,
+                saved=[q, k, conv],
+                extra_saved=chunks,
+                core=True,
+                backward_temp={"y": 4, "i": 3 * w, "qr": 2 * w},
+            )
+            out = op("norm.gated", [core, gate], "i", w, saved=[core, gate], extra_saved={"b": 4}, cheap=True)
+        return self.linear(out, "x", "out_proj", "mixer", column=False)
 
     # -- whole blocks ---------------------------------------------------------------------------------------------
 

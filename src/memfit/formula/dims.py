@@ -208,7 +208,9 @@ def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -
         out["i"] = tokens * inner
         out["c"] = tokens * conv
         out["b"] = tokens * maximum(cdiv(rec.num_heads, d.tp), 1)
-        out["z"] = tokens * (inner + conv) + 2 * out["b"]
+        out["z"] = tokens * (inner + conv) + out["b"] * (1 if rec.kind.startswith("mamba") else 2)
+        out["d"] = tokens * (rec.dt_rank + 4 * rec.key_dim)
+        out["qr"] = out["b"] * rec.key_dim
         if rec.kind == "conv":
             out["z"] = 3 * out["i"]
         out["y"] = cdiv(tokens, rec.chunk) * cdiv(rec.state_elements, d.tp)

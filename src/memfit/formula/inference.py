@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from memfit.formula import profile as profiles
@@ -16,9 +16,10 @@ from memfit.formula.blocks import program
 from memfit.formula.dims import Dims, block_atoms, cdiv, highest
 from memfit.formula.resolve import Resolved
 from memfit.formula.style import Style
-from memfit.formula.weights import Training, held, local, num_kv
+from memfit.formula.tape import Form
+from memfit.formula.weights import Held, Training, held, local, num_kv
 from memfit.ledger import Component
-from memfit.models.architecture import Architecture, Stack, Tensor
+from memfit.models.architecture import Architecture, Block, Tensor
 from memfit.models.cache import kv_elements_per_token, state_elements
 from memfit.units import MIB
 
@@ -88,28 +89,30 @@ def traits(framework_version: str | None) -> dict[str, Any]:
     return out
 
 
-def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int, *, gguf: bool = False) -> int:
-    """Stored weights on one rank: linear layers in the storage dtype, the rest in 16 bit where the format says so."""
-    dtype = profiles.dtype(weights)
-    whole = dtype.keep16 == "none" and (gguf or dtype.name != "bpw")
+@lru_cache(maxsize=1024)
+def _stored(arch: Architecture, whole: bool) -> tuple[tuple[Held, int, int], ...]:
+    """(weights, how many times, kv heads) of everything, split into quantised and not."""
 
     def quantise(t: Tensor) -> bool:
         return whole or (t.linear and t.part not in ("head", "embedding"))
 
-    total: int = 0
     how = Training(full=False)
-
-    def add(tensors: tuple[Tensor, ...], number: int, kv: int) -> None:
-        nonlocal total
-        parts = held(tensors, how, quantise=quantise)
-        total += dtype.bytes_of(local(parts.quantised, d, kv)) * number
-        total += local(parts.frozen, d, kv) * number * (4 if dtype.name == "fp32" else 2)
-
+    out = []
     for stack in (arch.decoder, *arch.towers):
         for block, number in zip(stack.blocks, stack.counts(), strict=True):
-            add(block.tensors, number, num_kv(block))
-        add(stack.extra, 1, 1 << 30)
-    add(arch.outer, 1, 1 << 30)
+            out.append((held(block.tensors, how, quantise=quantise), number, num_kv(block)))
+        out.append((held(stack.extra, how, quantise=quantise), 1, 1 << 30))
+    out.append((held(arch.outer, how, quantise=quantise), 1, 1 << 30))
+    return tuple(out)
+
+
+def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int, *, gguf: bool = False) -> int:
+    """Stored weights on one rank: linear layers in the storage dtype, the rest in 16 bit where the format says so."""
+    dtype = profiles.dtype(weights)
+    rest = 4 if dtype.name == "fp32" else 2
+    total: int = 0
+    for parts, number, kv in _stored(arch, dtype.keep16 == "none" and (gguf or dtype.name != "bpw")):
+        total += dtype.bytes_of(local(parts.quantised, d, kv)) * number + local(parts.frozen, d, kv) * number * rest
     return int(cdiv(total, pp))
 
 
@@ -122,12 +125,17 @@ def _qkv_bytes(arch: Architecture, weights: Any) -> int:
     return int(profiles.dtype(weights).bytes_of(numel))
 
 
-def _block_peak(stack: Stack, d: Dims, tokens: int, style: Style) -> int:
+@lru_cache(maxsize=1024)
+def _programs(arch: Architecture, style: Style) -> tuple[tuple[Block, tuple[Form, ...]], ...]:
+    return tuple((block, program(block, style).inference) for block in arch.decoder.blocks)
+
+
+def _block_peak(arch: Architecture, d: Dims, tokens: int, style: Style) -> int:
     best = 0
-    for block in stack.blocks:
-        atoms = block_atoms(block, stack, d, tokens, tokens)
+    for block, forms in _programs(arch, style):
+        atoms = block_atoms(block, arch.decoder, d, tokens, tokens)
         atoms["enc"] = atoms["x"]
-        best = max(best, highest(program(block, style).inference, atoms))
+        best = max(best, highest(forms, atoms))
     return best
 
 
@@ -158,7 +166,7 @@ def serving(resolved: Resolved) -> Serving:
     tokens = sequences * prompt
     step_tokens = min(tokens, v["batch_tokens"]) if v["batch_tokens"] else tokens
     one = Dims(micro_batch=1, seq_len=prompt, tp=v["tp"])
-    activation = _block_peak(arch.decoder, one, step_tokens, style)
+    activation = _block_peak(arch, one, step_tokens, style)
     vocab = arch.vocab_size
     logits = tokens * vocab * 6 if quirks.get("logits") == "prompt" else sequences * vocab * 6
     if v["output"] == 0 and v["prompt"]:
