@@ -25,7 +25,9 @@ def test_sizes_are_read_in_binary_and_decimal_units(text, value):
     assert parse_bytes(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "8 k", "1e9", "80 GiBs", "12x", "1.2.3", "٣ GiB", "9" * 40, "1" + " " * 99 + "?"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "-1GiB", "8 k", "1e9", "80 GiBs", "12x", "1.2.3", "٣ GiB", "9" * 40, "1" + " " * 99 + "?"]
+)
 def test_text_that_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="not a size in bytes"):
         parse_bytes(text)
@@ -40,7 +42,8 @@ def test_counts_take_powers_of_1024(text, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("8 GiB", "not a count"), ("", "not a count"), ("1.3", "not a whole"), ("0.3k", "not a whole")]
+    ("text", "message"),
+    [("8 GiB", "not a count"), ("", "not a count"), ("1.3", "not a whole"), ("0.3k", "not a whole")],
 )
 def test_text_that_is_no_whole_count_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
@@ -61,7 +64,14 @@ def test_what_is_written_reads_back_to_two_decimals(value):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (KIB, "1.00 KiB"), (3 * MIB // 2, "1.50 MiB"), (-2 * GIB, "-2.00 GiB"), (5 << 40, "5120.00 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (KIB, "1.00 KiB"),
+        (3 * MIB // 2, "1.50 MiB"),
+        (-2 * GIB, "-2.00 GiB"),
+        (5 << 40, "5120.00 GiB"),
+    ],
 )
 def test_bytes_are_written_in_the_unit_that_suits(value, text):
     assert format_bytes(value) == text

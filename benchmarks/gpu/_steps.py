@@ -203,7 +203,6 @@ def _run_steps(job: Mapping[str, Any], step: Callable[[], None], meter: Meter) -
 
 def sharded(case: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
     """Rank 0 of many under FSDP2, on a process group whose collectives move nothing: memory only."""
-    from memfit.trace import hf
     from memfit.trace import sharded as ranks
 
     job, settings = case["job"], case["settings"]
@@ -224,7 +223,6 @@ def sharded(case: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 tensor.zero_()
-        hf.config_of(job["model"]["config"])
         optimizer = optimizer_of(job, settings, model)
         result = _run_steps(job, stepper(job, settings, model, optimizer, meter.device), meter)
     finally:

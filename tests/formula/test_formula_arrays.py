@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import FRAMEWORKS, jobs
 
 from memfit import MemfitError, estimate
 from memfit.formula.arrays import NUMERIC, evaluate
 from memfit.formula.step import ENTRIES
 from memfit.job import from_kwargs
+from strategies import FRAMEWORKS, jobs
 
 ROWS = {
     "micro_batch": [1, 2, 3, 8, 1],

@@ -7,11 +7,11 @@ import json
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import jobs
 
 from memfit import estimate
 from memfit.formula import batch
 from memfit.job import from_kwargs, to_dict
+from strategies import jobs
 
 
 def line(job_id, **fields):
@@ -93,4 +93,6 @@ def test_serving_lines_and_full_answers():
 
 def test_a_record_without_a_job_key_is_a_job():
     job = to_dict(from_kwargs(model="gpt2", framework="torch"))
-    assert list(batch.run([json.dumps({**job, "id": 7}).encode()])) == [expected(7, {"model": "gpt2", "framework": "torch"})]
+    assert list(batch.run([json.dumps({**job, "id": 7}).encode()])) == [
+        expected(7, {"model": "gpt2", "framework": "torch"})
+    ]

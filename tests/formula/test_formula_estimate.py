@@ -9,20 +9,28 @@ import pytest
 from formula_jobs import config_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import jobs
 
 import memfit
 from memfit import MemfitError, estimate
 from memfit.formula.estimate import TIGHT, verdict_of
 from memfit.formula.slack import bands, fragments
 from memfit.job import from_kwargs, to_dict
+from strategies import jobs
 
 BASE = {"model": "llama-3.2-1b", "framework": "torch", "gpu": "h100"}
 
 
 @pytest.mark.parametrize(
     ("p_oom", "verdict"),
-    [(None, "unknown"), (0.0, "fits"), (TIGHT, "fits"), (0.011, "tight"), (0.5, "tight"), (0.51, "does not fit"), (1.0, "does not fit")],
+    [
+        (None, "unknown"),
+        (0.0, "fits"),
+        (TIGHT, "fits"),
+        (0.011, "tight"),
+        (0.5, "tight"),
+        (0.51, "does not fit"),
+        (1.0, "does not fit"),
+    ],
 )
 def test_verdict_thresholds(p_oom, verdict):
     assert verdict_of(p_oom) == verdict
@@ -55,7 +63,9 @@ def test_bands_enclose_their_figure(allocated, slack, outside, sharded):
     assert allocated + outside <= found["need"].mid <= peak["device"]
 
 
-@given(st.fixed_dictionaries(dict.fromkeys(("logits", "kept", "block", "states"), st.integers(0, 1 << 45))), st.booleans())
+@given(
+    st.fixed_dictionaries(dict.fromkeys(("logits", "kept", "block", "states"), st.integers(0, 1 << 45))), st.booleans()
+)
 def test_splitting_loses_part_of_what_is_split(parts, late):
     assert 0 <= fragments(parts, states_late=late) <= sum(parts.values())
 
@@ -68,7 +78,9 @@ def test_assumptions_and_changes_are_worth_what_a_new_estimate_says(job):
         task = {k: v for k, v in change.fields.items() if k in ("method", "seq_len", "global_batch")}
         strategy = {k: v for k, v in change.fields.items() if k not in task}
         stated = from_kwargs(**job)
-        again = estimate(replace(stated, task=replace(stated.task, **task), strategy=replace(stated.strategy, **strategy)))
+        again = estimate(
+            replace(stated, task=replace(stated.task, **task), strategy=replace(stated.strategy, **strategy))
+        )
         assert again.reserved_bytes - found.reserved_bytes == change.delta_bytes < 0
     assert [c.delta_bytes for c in found.changes] == sorted(c.delta_bytes for c in found.changes)
     for assumption in found.assumptions:
@@ -121,7 +133,14 @@ def test_a_job_object_takes_no_fields():
 
 @pytest.mark.parametrize(
     "extra",
-    [{"images": "x"}, {"images": -1}, {"images": True}, {"moe_imbalance": float("nan")}, {"moe_imbalance": 0.5}, {"as": 3}],
+    [
+        {"images": "x"},
+        {"images": -1},
+        {"images": True},
+        {"moe_imbalance": float("nan")},
+        {"moe_imbalance": 0.5},
+        {"as": 3},
+    ],
 )
 def test_facts_of_the_wrong_kind_are_errors(extra):
     with pytest.raises(MemfitError, match="model.extra"):

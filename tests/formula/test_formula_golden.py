@@ -61,18 +61,24 @@ def test_adapters_by_hand():
     assert plain == layers * rank * each
     # DoRA adds one magnitude for each output
     outputs = d + 2 * kv + d + 2 * f + d
-    assert trained_elements(**job, method="dora", lora={"rank": rank, "targets": "all-linear"}) - plain == layers * outputs
+    assert (
+        trained_elements(**job, method="dora", lora={"rank": rank, "targets": "all-linear"}) - plain == layers * outputs
+    )
     # a module that is trained in full beside the adapters
     also = trained_elements(**job, method="lora", lora={"rank": rank, "train_also": ["embed_tokens"]})
     assert also - plain == 128256 * d
 
 
-@pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-3.2-1b", "olmoe-1b-7b", "gpt2", "deepseek-v2-lite", "t5-base", "mamba2-130m"])
+@pytest.mark.parametrize(
+    "model", ["llama-3.1-8b", "llama-3.2-1b", "olmoe-1b-7b", "gpt2", "deepseek-v2-lite", "t5-base", "mamba2-130m"]
+)
 def test_full_training_trains_every_parameter(model):
     assert trained_elements(model=model, framework="torch", method="full") == catalog.lookup(model).params
 
 
-@pytest.mark.parametrize(("weights", "bits"), [("nf4", 4 + 32 / 64), ("nf4-dq", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)])
+@pytest.mark.parametrize(
+    ("weights", "bits"), [("nf4", 4 + 32 / 64), ("nf4-dq", 4 + 8 / 64 + 32 / (64 * 256)), ("int8", 8)]
+)
 def test_quantised_weights_take_their_bits(weights, bits):
     # Llama-2-7B: the linear layers of the blocks are quantised; embedding, head and norms stay 16 bit, which the
     # preparation for k-bit training raises to fp32
@@ -104,7 +110,10 @@ ELEMENTS = 1_235_814_400
 )
 def test_optimizer_states_by_hand(optimizer, states):
     # Llama-3.2-1B with fp32 parameters
-    assert at_step(model="llama-3.2-1b", framework="torch", precision="bf16-mixed", optimizer=optimizer)["states"] == states
+    assert (
+        at_step(model="llama-3.2-1b", framework="torch", precision="bf16-mixed", optimizer=optimizer)["states"]
+        == states
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "galore", "muon"])

@@ -6,9 +6,9 @@ import pytest
 from formula_jobs import at_step, config_of, kept_of_layers, models_of, stage_peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MODELS, jobs
 
 from memfit import estimate
+from strategies import MODELS, jobs
 
 few = settings(max_examples=25)
 
@@ -162,9 +162,7 @@ def test_what_a_stage_does_not_shard_stays_whole(zero):
 
 @pytest.mark.parametrize("ways", [2, 4, 8])
 def test_tensor_parallel_ranks_split_the_blocks_and_share_the_norms(ways):
-    alone, split = (
-        models_of(model="llama-3.2-1b", framework="torch", precision="bf16", tp=tp)[0] for tp in (1, ways)
-    )
+    alone, split = (models_of(model="llama-3.2-1b", framework="torch", precision="bf16", tp=tp)[0] for tp in (1, ways))
     norms = (2 * 16 + 1) * 2048
     whole, part = alone.weights_bytes()[0] // 2, split.weights_bytes()[0] // 2
     assert (part - norms) * ways == whole - norms
@@ -219,9 +217,7 @@ def test_selective_checkpointing_lies_between(model):
 
 def test_every_second_layer_keeps_half():
     job = {"model": "llama-3.2-1b", "framework": "torch", "precision": "bf16"}
-    none, two, full = (
-        at_loss(**job, checkpointing=c) for c in ("none", 2, "full")
-    )
+    none, two, full = (at_loss(**job, checkpointing=c) for c in ("none", 2, "full"))
     assert none + full == 2 * two
 
 

@@ -6,9 +6,9 @@ import pytest
 from formula_jobs import at_step, models_of, stage_peaks, trained_elements
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import DENSE, MOE
 
 from memfit import estimate
+from strategies import DENSE, MOE
 
 BASE = {"model": DENSE, "framework": "torch", "precision": "bf16"}
 
@@ -18,7 +18,9 @@ def entry(name, **fields):
 
 
 @settings(max_examples=20)
-@given(st.sampled_from((DENSE, MOE, "gpt2")), st.sampled_from((1, 2, 5)), st.sampled_from(("none", "full", "selective")))
+@given(
+    st.sampled_from((DENSE, MOE, "gpt2")), st.sampled_from((1, 2, 5)), st.sampled_from(("none", "full", "selective"))
+)
 def test_preference_pairs_double_the_batch_and_add_a_frozen_model(model, micro_batch, checkpointing):
     job = {"model": model, "framework": "torch", "precision": "bf16", "checkpointing": checkpointing}
     pair = stage_peaks(**job, method="dpo", micro_batch=micro_batch)[0]

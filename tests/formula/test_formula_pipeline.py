@@ -79,7 +79,9 @@ def test_the_stages_left_out_are_equal_to_one_that_stays(layers, pp, schedule, v
     kept = distinct(found, layout)
     for stage in found:
         twins = [
-            k for k in kept if [layout[i] for i in k.indices()] == [layout[i] for i in stage.indices()]
+            k
+            for k in kept
+            if [layout[i] for i in k.indices()] == [layout[i] for i in stage.indices()]
             and (k.first, k.last) == (stage.first, stage.last)
         ]
         assert any(twin.in_flight >= stage.in_flight for twin in twins)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from formula_jobs import parts_of
 from hypothesis import given, settings
-from strategies import jobs
 
 from memfit.formula.step import StageModel
 from memfit.formula.timeline import play
 from memfit.formula.training import stage_peak, stages_of
+from strategies import jobs
 
 SMALL = {"model": "llama-3.2-1b", "framework": "torch", "precision": "bf16", "seq_len": 2048}
 JOBS = [
@@ -38,7 +38,7 @@ JOBS = [
 SHARDED = [
     {**SMALL, "dp": 8, "zero": 3, "checkpointing": "full"},
     {**SMALL, "dp": 8, "zero": 3, "framework": "torchtitan"},
-    {**SMALL, "dp": 4, "zero": 3, "framework": "litgpt", "model": "qwen2.5-7b", "checkpointing": "full"},
+    {**SMALL, "dp": 4, "zero": 3, "framework": "axolotl", "precision": "bf16-mixed", "checkpointing": "full"},
 ]
 
 

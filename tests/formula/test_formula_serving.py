@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MODELS
 
 from memfit import estimate
 from memfit.job.fields import BY_NAME
 from memfit.models import catalog, resolve
 from memfit.models.cache import kv_bytes, kv_bytes_per_token, state_elements
+from strategies import MODELS
 
 
 def serve(**fields):
@@ -28,7 +28,9 @@ def test_the_cache_is_that_of_the_model(model, context):
     assert found.serving.state == 3 * (4 * recurrent + 2 * convolution)
 
 
-@pytest.mark.parametrize(("kv", "bits"), [("bf16", 16), ("fp16", 16), ("fp32", 32), ("fp8", 8), ("int8", 8), ("q8_0", 8.5), ("q4_0", 4.5)])
+@pytest.mark.parametrize(
+    ("kv", "bits"), [("bf16", 16), ("fp16", 16), ("fp32", 32), ("fp8", 8), ("int8", 8), ("q8_0", 8.5), ("q4_0", 4.5)]
+)
 def test_cache_dtypes(kv, bits):
     # Llama-3.1-8B: 32 layers of 8 heads of 128, keys and values
     assert serve(model="llama-3.1-8b", context=1000, kv=kv).serving.kv == 1000 * 32 * 2 * 8 * 128 * bits / 8

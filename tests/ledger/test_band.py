@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import bands
 
 from memfit.ledger import Band
+from strategies import bands
 
 
 @given(bands())

@@ -2,10 +2,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import timelines
 
 from memfit.ledger import Event, Timeline
 from memfit.ledger.timeline import timeline
+from strategies import timelines
 
 
 @given(timelines())
@@ -37,7 +37,13 @@ def test_the_highest_phase_holds_the_peak(steps):
 
 
 def test_a_mark_changes_nothing():
-    steps = timeline([Event(1, 8, "activations", "forward"), Event(0, 0, "others", "backward"), Event(1, -8, "activations", "backward")])
+    steps = timeline(
+        [
+            Event(1, 8, "activations", "forward"),
+            Event(0, 0, "others", "backward"),
+            Event(1, -8, "activations", "backward"),
+        ]
+    )
     assert len(steps) == 3
     assert steps.totals() == [8, 8, 0]
     assert steps.peak == (0, 8)

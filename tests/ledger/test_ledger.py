@@ -2,9 +2,9 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import entries, sizes
 
 from memfit.ledger import COMPONENTS, Entry, Ledger, compare
+from strategies import entries, sizes
 
 lists = st.lists(entries, max_size=12)
 

@@ -34,8 +34,12 @@ ENTRIES: dict[str, tuple[Component, str]] = {
 }
 """Entry -> (component, what it is), in the order a ledger shows them."""
 
-_KV_BITS = {"bf16": 16, "fp16": 16, "fp32": 32, "fp8": 8, "int8": 8, "q8_0": 8.5, "q4_0": 4.5, "nvfp4": 4.5}
-"""Bits per cached element; GGUF blocks carry a 16-bit scale per 32 elements."""
+_KV_BITS = {
+    "bf16": 16, "fp16": 16, "fp32": 32, "fp8": 8, "int8": 8, "int4": 4.5, "nvfp4": 4.5,
+    "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5,
+}  # fmt: skip
+"""Bits per cached element: GGUF blocks of 32 carry a 16-bit scale (``_1``: and a 16-bit minimum; q5: 4 bytes of fifth
+bits), int4 a 16-bit scale and zero point per 64 elements, nvfp4 an 8-bit scale per 16."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,15 +155,18 @@ def serving(resolved: Resolved) -> Serving:
     if framework not in ("transformers", "torch", "exllama"):
         what = "reserves memory by rules of its own; this is what the model needs, not its pool"
         warnings.append(f"`{framework}` {what}")
-    kv_bits = _KV_BITS.get(str(v["kv"]), 16)
+    kv_bits = _KV_BITS[v["kv"] or "bf16"]
     kv_elements = 0
     per_token = 0
     quirks = traits(v["framework_version"])
     cached = v["output"] if quirks.get("cache") == "output" and v["output"] else context
+    # ranks split the heads and hold whole ones; the latent vector of MLA is held by every rank
+    heads = {b.kind: b.attention.num_kv_heads for b in arch.decoder.blocks if b.attention and b.attention.kind != "mla"}
     for block in kv_elements_per_token(arch):
-        split = max(1, v["tp"]) if block.per_token else 1
-        kv_elements += cdiv(block.layers * block.per_token * block.tokens_kept(cached), split)
-        per_token += cdiv(block.layers * block.per_token, split)
+        whole = heads.get(block.kind, 1)
+        each = block.per_token // whole * cdiv(whole, v["tp"])
+        kv_elements += block.layers * each * block.tokens_kept(cached)
+        per_token += block.layers * each
     state, conv = state_elements(arch)
     eager = v["attention"] == "eager" or quirks.get("attention") == "eager"
     style = Style(trained=False, attention="eager" if eager else "flash", rope="composite")

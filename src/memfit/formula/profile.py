@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -150,7 +150,7 @@ def data_version() -> str:
 @cache
 def _raw(name: str) -> dict[str, Any]:
     table = _profiles()["profile"]
-    row = dict(table[name])
+    row = {k: v for k, v in table[name].items() if k not in ("of", "match")}
     parent = row.pop("like", None)
     if not parent:
         return row
@@ -161,9 +161,20 @@ def _raw(name: str) -> dict[str, Any]:
     return merged
 
 
+@cache
 def names() -> tuple[str, ...]:
-    """Frameworks that train."""
-    return tuple(_profiles()["profile"])
+    """Frameworks that train; variants are left out."""
+    return tuple(name for name, row in _profiles()["profile"].items() if "of" not in row)
+
+
+@lru_cache(maxsize=1024)
+def select(framework: str, version: str | None) -> str:
+    """The profile of a framework: a variant when the version text has one of its words, else the framework's own."""
+    text = (version or "").lower()
+    for name, row in _profiles()["profile"].items():
+        if row.get("of") == framework and any(word in text for word in row["match"]):
+            return str(name)
+    return framework
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache, lru_cache
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -63,13 +63,13 @@ def _gpu(name: str) -> Gpu:
     return lookup_gpu(name)[0]
 
 
-@cache
-def defaults_of(framework: str | None) -> dict[str, Any]:
+@lru_cache(maxsize=1024)
+def defaults_of(framework: str | None, version: str | None = None) -> dict[str, Any]:
     """A framework profile's own defaults as dotted paths."""
     name = framework or DEFAULT_FRAMEWORK
     if name not in profiles.names():
         return {}
-    table = profiles.profile(name).defaults
+    table = profiles.profile(profiles.select(name, version)).defaults
     return {f"strategy.{k}": tuple(v) if isinstance(v, list) else v for k, v in table.items()}
 
 
@@ -101,7 +101,7 @@ def resolve(job: Job) -> Resolved:
         UnknownNameError: the model, the framework or the GPU does not exist.
         ConfigError, InputFileError: the model's configuration cannot be read.
     """
-    completed = complete(job, defaults_of(job.strategy.framework))
+    completed = complete(job, defaults_of(job.strategy.framework, job.strategy.framework_version))
     model = job.model
     if model.config is None and model.name is None:
         raise JobError("model.name", "no model is given", hint="name a catalog model, a folder, or give `model.config`")

@@ -369,7 +369,7 @@ def choices(values: Mapping[str, Any], *, num_layers: int, capability: tuple[int
     weights = values.get("weights") or "bf16"
     bpw = float(weights["bpw"]) if isinstance(weights, Mapping) else 0.0
     return Choices(
-        framework=values["framework"],
+        framework=profiles.select(values["framework"], values["framework_version"]),
         method=method,
         precision=values["precision"],
         optimizer=values["optimizer"],
