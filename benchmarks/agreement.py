@@ -23,7 +23,7 @@ from typing import Any
 from memfit.formula.dims import evaluate
 from memfit.formula.resolve import resolve
 from memfit.formula.setup import Setup
-from memfit.formula.step import Stage, StageModel
+from memfit.formula.step import StageModel
 from memfit.formula.training import dims_of, peaks, setup_of
 from memfit.job import parse
 from memfit.models import catalog
@@ -41,7 +41,6 @@ class Case:
         layers: layers kept (enough for one of each kind).
         seq, batch: tokens of a sequence, sequences.
         change: configuration keys set besides.
-        images: images of each sequence.
         reference: why the traced module is not what the formula models; the row is shown and not judged.
     """
 
@@ -50,7 +49,6 @@ class Case:
     seq: int = 2048
     batch: int = 1
     change: dict[str, Any] = field(default_factory=dict)
-    images: int = 0
     reference: str = ""
 
     def config(self, vocab: int | None = None) -> dict[str, Any]:
@@ -119,7 +117,9 @@ CASES: dict[str, Case] = {
     "mamba2": Case(model="mamba2-780m", reference=SLOW),
     "falcon_h1": Case(model="falcon-h1-0.5b", reference=SLOW),
     "qwen3_next": Case(model="qwen3-next-80b-a3b", layers=4, reference=SLOW),
-    "jamba": Case(model="jamba-v0.1", seq=128, layers=4, change={"attn_layer_offset": 1, "attn_layer_period": 2}, reference=SLOW),
+    "jamba": Case(
+        model="jamba-v0.1", seq=128, layers=4, change={"attn_layer_offset": 1, "attn_layer_period": 2}, reference=SLOW
+    ),
     "lfm2": Case(model="lfm2-1.2b", layers=4),
     "bert": Case(model="bert-large-uncased", seq=512, batch=4),
     "t5": Case(model="t5-large", seq=512, batch=4),
@@ -162,8 +162,6 @@ def job_of(case: Case, s: Strategy) -> dict[str, Any]:
     if s.method == "lora":
         task["lora"] = {"rank": 16, "targets": "all-linear"}
     model: dict[str, Any] = {"config": case.config(s.vocab)}
-    if case.images:
-        model["extra"] = {"images": case.images}
     return {
         "model": model,
         "task": task,
@@ -208,7 +206,10 @@ def traced(case: Case, s: Strategy) -> dict[str, Any]:
         layers.setdefault(_owner(block.module), []).append(
             (size, block.op, block.dtype.removeprefix("torch."), list(block.shape), block.module)
         )
-    live = [(g.rounded_bytes, g.num_blocks, g.op, g.dtype, list(g.shape), g.module, g.component) for g in group(t.live(index))]
+    live = [
+        (g.rounded_bytes, g.num_blocks, g.op, g.dtype, list(g.shape), g.module, g.component)
+        for g in group(t.live(index))
+    ]
     return {
         "peak": peak,
         "at": f"{event.phase} {t.blocks[event.id].op} {t.blocks[event.id].module}",
@@ -268,7 +269,9 @@ def predicted(case: Case, s: Strategy) -> Prediction:
     parts = {k: int(v) for k, v in top.peak.parts.items() if v}
     model = StageModel(made, d, top.stage)
     moments = [(m.phase, m.what, int(m.total)) for m in top.moments]
-    return Prediction(setup=made, model=model, peak=int(top.allocated), what=top.peak.what, parts=parts, moments=moments)
+    return Prediction(
+        setup=made, model=model, peak=int(top.allocated), what=top.peak.what, parts=parts, moments=moments
+    )
 
 
 # -- the comparison ----------------------------------------------------------------------------------------------------
@@ -297,6 +300,17 @@ def percent(ours: float, theirs: float) -> str:
     return f"{100 * (ours / theirs - 1):+8.3f}" if theirs else "     n/a"
 
 
+def spelled(form: Any, atoms: dict[str, Any]) -> str:
+    """A linear form with its numbers."""
+    return ", ".join(f"{atom}*{width}={atoms.get(atom, 0) * width}" for atom, width in form.items())
+
+
+def tensor(block: list[Any], module: str) -> str:
+    """A traced tensor as a line."""
+    size, op, dtype, shape, _ = block
+    return f"      {size:>13d} {op:44s} {dtype:9s} {shape!s:26s} {module}\n"
+
+
 def layer_rows(name: str, p: Prediction, t: dict[str, Any], *, detail: bool) -> list[str]:
     """Kept bytes of one layer of each kind, formula and trace; with ``detail`` the traced tensors and the form."""
     rows = []
@@ -309,13 +323,14 @@ def layer_rows(name: str, p: Prediction, t: dict[str, Any], *, detail: bool) -> 
             owner = tower.stack.prefix.format(layer)
             blocks = next((v for k, v in t["layers"].items() if k.endswith(owner)), [])
             theirs = sum(b[0] for b in blocks)
-            rows.append(f"  {name:16s} {owner:28s} {kind.block.kind:14s} kept {kept[owner]:>14d} trace {theirs:>14d} {percent(kept[owner], theirs)} %\n")
+            off = percent(kept[owner], theirs)
+            rows.append(f"  {name:16s} {owner:28s} {kind.block.kind:14s} {kept[owner]:>14d} {theirs:>14d} {off} %\n")
             if detail:
                 program = kind.checkpointed if s.choices.checkpointing != "none" else kind.plain
                 atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
                 form = program.checkpoint if s.choices.checkpointing != "none" else program.kept
-                rows.append("      formula " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
-                rows.extend(f"      {b[0]:>13d} {b[1]:44s} {b[2]:9s} {b[3]!s:26s} {b[4].rpartition(owner)[2]}\n" for b in blocks)
+                rows.append(f"      formula {spelled(form, atoms)}\n")
+                rows.extend(tensor(b, b[4].rpartition(owner)[2]) for b in blocks)
     return rows
 
 
@@ -325,12 +340,12 @@ def form_rows(p: Prediction) -> list[str]:
     tower = p.setup.decoder
     atoms = p.model.tail_atoms()
     for form in sorted(p.setup.tail.backward, key=lambda f: -evaluate(f, atoms))[:3]:
-        out.append(f"      tail {evaluate(form, atoms)} " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
+        out.append(f"      tail {evaluate(form, atoms)} {spelled(form, atoms)}\n")
     for kind in tower.kinds:
         atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
         forms = kind.plain.backward if p.setup.choices.checkpointing == "none" else kind.checkpointed.recompute
         for form in sorted(forms, key=lambda f: -evaluate(f, atoms))[:3]:
-            out.append(f"      {kind.block.kind} {evaluate(form, atoms)} " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
+            out.append(f"      {kind.block.kind} {evaluate(form, atoms)} {spelled(form, atoms)}\n")
     return out
 
 
@@ -345,7 +360,8 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=1.0, help="largest difference in percent")
     args = parser.parse_args()
     cache, wrong, start = Cache(args.cache), 0, time.time()
-    WRITE(f"{'family':16s} {'strategy':12s} {'formula B':>16s} {'trace B':>16s} {'peak %':>8s} {'held %':>8s}  formula's moment / trace's\n")
+    heads = f"{'formula B':>16s} {'trace B':>16s} {'peak %':>8s} {'held %':>8s}  formula's moment / trace's"
+    WRITE(f"{'family':16s} {'strategy':12s} {heads}\n")
     for name in args.family or CASES:
         case = CASES[name]
         for label in args.strategy or STRATEGIES:
@@ -361,20 +377,23 @@ def main() -> int:
             wrong += off > args.limit and not case.reference
             held = sum(p.kept().values()) + p.tail_kept()
             mark = "  " if off <= args.limit else " ~" if case.reference else " !"
-            WRITE(f"{name:16s} {label:12s} {p.peak:>16d} {t['peak']:>16d} {percent(p.peak, t['peak'])} {percent(held, t['held'])}{mark} {p.what} / {t['at']}\n")
+            both = f"{p.peak:>16d} {t['peak']:>16d} {percent(p.peak, t['peak'])} {percent(held, t['held'])}"
+            WRITE(f"{name:16s} {label:12s} {both}{mark} {p.what} / {t['at']}\n")
             if args.layer:
                 for row in layer_rows(name, p, t, detail=True):
                     WRITE(row)
                 form, atoms = p.setup.tail.kept, p.model.tail_atoms()
-                WRITE(f"  outside the layers: tail {p.tail_kept()} " + ", ".join(f"{a}*{w}={atoms.get(a, 0) * w}" for a, w in form.items()) + "\n")
+                WRITE(f"  outside the layers: {p.tail_kept()} {spelled(form, atoms)}\n")
                 for b in t["layers"].get("", []):
-                    WRITE(f"      {b[0]:>13d} {b[1]:44s} {b[2]:9s} {b[3]!s:26s} {b[4]}\n")
+                    WRITE(tensor(b, b[4]))
             if args.peak:
                 for row in form_rows(p):
                     WRITE(row)
-                WRITE(f"    formula {p.parts}\n    " + "\n    ".join(f"{m[1]:32s} {m[2]}" for m in p.moments) + f"\n    trace phases {t['phases']}\n")
+                for _, what, size in p.moments:
+                    WRITE(f"    {what:32s} {size}\n")
+                WRITE(f"    formula {p.parts}\n    trace phases {t['phases']}\n")
                 for size, count, op, dtype, shape, module, component in t["live"][:40]:
-                    WRITE(f"    {size:>14d} x{count!s:<3s} {component:12s} {op:40s} {dtype:9s} {shape} {module}\n")
+                    WRITE(f"    {size:>14d} x{count:<3d} {component:12s} {op:40s} {dtype:9s} {shape} {module}\n")
                 for line in t["warnings"][:5]:
                     WRITE(f"    {line}\n")
     WRITE(f"{wrong} differ by more than {args.limit} %, {time.time() - start:.0f} s\n")

@@ -46,8 +46,8 @@ COPY_BYTES = tuple(1 << n for n in (10, 14, 18, 20, 22, 24, 26, 28, 30))
 Rows = Iterator[dict[str, Any]]
 
 
-def timed(call: Callable[[int], Any], meter: Meter) -> dict[str, float]:
-    """Microseconds of one launch of ``call(i)``: ``us`` and ``eager_us``, with the spread of the groups."""
+def timed(call: Callable[[int], Any], meter: Meter, *, graph: bool = True) -> dict[str, float]:
+    """Microseconds of one launch of ``call(i)``: ``us`` (with ``graph``) and ``eager_us``, with the fastest group."""
     for i in range(2):
         call(i)
     once = max(meter.seconds(lambda: call(0)), 1e-6)
@@ -60,7 +60,7 @@ def timed(call: Callable[[int], Any], meter: Meter) -> dict[str, float]:
     repeats = REPEATS if not meter.smoke else 1
     eager = [meter.seconds(group) / n for _ in range(repeats)]
     out = {"eager_us": statistics.median(eager) * 1e6, "eager_min_us": min(eager) * 1e6}
-    replay = _graph(group) if meter.device == "cuda" else None
+    replay = _graph(group) if graph and meter.device == "cuda" else None
     if replay is not None:
         replay()
         alone = [meter.seconds(replay) / n for _ in range(repeats)]
@@ -177,7 +177,8 @@ def attention(meter: Meter) -> Rows:
                     def backward(_i: int = 0, out: Any = out, dy: Any = dy, qkv: Any = (q, k, v)) -> Any:
                         return torch.autograd.grad(out, qkv, dy, retain_graph=True)
 
-                    times = timed(backward, meter)
+                    # autograd runs on the stream of the forward pass, which no capture may wait for
+                    times = timed(backward, meter, graph=False)
                     yield {**row, "pass": "backward", **times, "tflops": round(2.5 * flops / _best(times) / 1e12, 3)}
             except RuntimeError as error:
                 yield {**row, "pass": "forward", "refused": str(error).splitlines()[0][:200]}

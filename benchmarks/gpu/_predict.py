@@ -15,7 +15,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 GIB = 1 << 30
 
 
-class Unavailable(Exception):
+class MissingModuleError(Exception):
     """memfit cannot be imported from the source tree; the message says what is missing."""
 
 
@@ -23,7 +23,7 @@ def load() -> None:
     """Make ``memfit`` importable from the source tree.
 
     Raises:
-        Unavailable: it cannot be imported.
+        MissingModuleError: it cannot be imported.
     """
     if str(SOURCE) not in sys.path:
         sys.path.insert(0, str(SOURCE))
@@ -32,7 +32,7 @@ def load() -> None:
         import memfit.hardware  # noqa: F401
     except ImportError as error:
         missing = error.name or str(error)
-        raise Unavailable(f"memfit cannot be imported from {SOURCE}: {missing} is missing") from error
+        raise MissingModuleError(f"memfit cannot be imported from {SOURCE}: {missing} is missing") from error
 
 
 def predict(job: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,8 +1,10 @@
 """One case in a process of its own.
 
-Reads one JSON line with the case from standard input, once torch is imported (so that the next case can be prepared
-while one runs), and appends JSON lines to the file that it names: ``{"row": ...}`` of a table as each is measured,
-and ``{"result": ...}`` at the end. Nothing here touches the card before that line has come.
+    python _worker.py READY [--smoke]
+
+Imports torch, makes the file READY, then reads one JSON line with the case from standard input (so that the next case
+can be prepared while one runs) and appends JSON lines to the file that it names: ``{"row": ...}`` of a table as each
+is measured, and ``{"result": ...}`` at the end. Nothing here touches the card before that line has come.
 """
 
 from __future__ import annotations
@@ -144,6 +146,7 @@ def main() -> int:
     from _meter import CudaMeter, StubMeter
 
     transformers.logging.set_verbosity_error()
+    Path(sys.argv[1]).touch()
     line = sys.stdin.readline()
     if not line.strip():
         return 0

@@ -143,7 +143,7 @@ def test_a_job_object_takes_no_fields():
     ],
 )
 def test_facts_of_the_wrong_kind_are_errors(extra):
-    with pytest.raises(MemfitError, match="model.extra"):
+    with pytest.raises(MemfitError, match=r"model\.extra"):
         estimate(model="qwen2.5-vl-3b", framework="torch", extra=extra)
 
 

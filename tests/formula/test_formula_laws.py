@@ -83,7 +83,7 @@ def test_offloading_never_needs_more_of_the_card(job, what):
 @few
 @given(jobs(grad_accum=1, pp=1))
 def test_a_step_inside_the_backward_never_needs_more(job):
-    no_less(needs(job, optimizer_in_backward=False), needs(job, optimizer_in_backward=True))
+    assert needs(job, optimizer_in_backward=False)[0] >= needs(job, optimizer_in_backward=True)[0]
 
 
 @few
@@ -122,8 +122,9 @@ def test_the_peak_is_the_largest_moment(job):
 
 
 @few
-@given(jobs(dp=8, pp=1, method="full", optimizer=st.sampled_from(("adamw", "lion", "sgd"))))
+@given(jobs(dp=8, pp=1, grad_accum=1, method="full", optimizer=st.sampled_from(("adamw", "lion", "sgd"))))
 def test_each_zero_stage_keeps_no_more_than_the_one_before(job):
+    # one micro-batch: frameworks that reduce only at the last one accumulate whole gradients
     # one precision scheme: frameworks that switch schemes with the stage (an engine with master weights) are told apart
     schemes = [models_of(**{**job, "zero": zero})[0].s.scheme for zero in (0, 1, 2, 3)]
     resident = []

@@ -38,7 +38,6 @@ JOBS = [
 SHARDED = [
     {**SMALL, "dp": 8, "zero": 3, "checkpointing": "full"},
     {**SMALL, "dp": 8, "zero": 3, "framework": "torchtitan"},
-    {**SMALL, "dp": 4, "zero": 3, "framework": "axolotl", "precision": "bf16-mixed", "checkpointing": "full"},
 ]
 
 

@@ -196,7 +196,9 @@ class Recorder:
         temp = {x.atom: 3 * x.width} if self.style.rope == "composite" else {}
         return self.tape.op("rope", [x], x.atom, x.width, cheap=True, forward_temp=temp, backward_temp=temp)
 
-    def core_attention(self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, joined: bool = False) -> Value:
+    def core_attention(
+        self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, joined: bool = False
+    ) -> Value:
         """softmax(q k^T) v, heads merged.
 
         ``joined``: q was joined from parts, so heads lie before tokens in memory; the flash kernel then gives its
@@ -222,7 +224,9 @@ class Recorder:
         if windowed or always:  # SDPA makes an additive mask of its own at each call
             saved["P" if code.position_bias else "SS" if always else "M"] = w
         if grouped and not efficient:
-            staging["qs" if windowed else "q"] = staging.get("qs" if windowed else "q", 0) + 2 * w  # dK, dV per query head
+            staging["qs" if windowed else "q"] = (
+                staging.get("qs" if windowed else "q", 0) + 2 * w
+            )  # dK, dV per query head
         if code.position_bias:
             staging["s"] = w
         if joined and not efficient:
@@ -419,7 +423,9 @@ class Recorder:
         else:
             inner = self.activation(self.linear(routed, "r", "up_proj", part), moe.act)
         out = self.linear(inner, "p", "down_proj", part, column=False)
-        scaled = tape.op("combine.scale", [out, weights], "p", w, saved=[out, weights], cheap=True, backward_temp={"p": w})
+        scaled = tape.op(
+            "combine.scale", [out, weights], "p", w, saved=[out, weights], cheap=True, backward_temp={"p": w}
+        )
         ordered = tape.op("combine.order", [scaled], "p", w, cheap=True)
         atom = "X" if h.atom == "X" else "x"
         y = tape.op("combine", [ordered], atom, w, cheap=True)

@@ -242,8 +242,8 @@ def derived(atom: str, atoms: dict[str, Int]) -> Int | None:
     size = atoms.get(base)
     if kind not in ("R", "RH") or size is None:
         return None
-    rows = atoms["t"] if base == "x" else atoms["T"]
-    columns = size // rows
+    rows = maximum(atoms["t"] if base == "x" else atoms["T"], 1)
+    columns = maximum(size // rows, 1)
     if kind == "RH":
         columns = atoms["q"] // atoms["h"]
         rows = size // columns

@@ -182,6 +182,8 @@ class StageModel:
                     name = f"{group.key}.max"
                     out[name] = maximum(out.get(name, 0), biggest)
                     out["w.max"] = maximum(out.get("w.max", 0), biggest)
+                    # transformers holds the experts' gate and up, or down, in one parameter
+                    out["w.one"] = maximum(out.get("w.one", 0), size if group.expert else biggest)
             self._atoms[key] = out
         return self._atoms[key]
 
@@ -431,6 +433,10 @@ class StageModel:
         if s.style.masks and c.checkpointing != "none":  # the mask of the windows is an argument of each layer
             masks = [self.atoms(s.decoder, k, tokens, stream).get("M", 0) for k in s.decoder.kinds]
             tower_kept = tower_kept + maximum(0, *masks)
+        if s.decoder.kinds[-1].block.code.position_bias and c.checkpointing != "none":
+            # arguments of each layer: the bias of each stack with its lookup, zeros for the cross attention
+            bias = self.atoms(s.decoder, s.decoder.kinds[-1], tokens, stream)
+            tower_kept = tower_kept + bias["P"] * 4 * s.width + bias["SS"] * 8
         for end in ends:
             tower_kept = tower_kept + evaluate(end.kept, self.tail_atoms())
         sums = self.kept_upto(s.decoder, self.indices, tokens, stream)
@@ -451,6 +457,7 @@ class StageModel:
         out += self._block_moments(
             base, sums, earlier, casts, backward_gather, all_grads, head_grads, held_logits, always, trained
         )
+        out += self._tower_moments(base, all_grads, held_logits)
         if self.stage.first and s.embedding.trained:
             n = local(s.embedding.trained, d, 1 << 30)
             fresh = n * (sch.fresh or s.width)
@@ -601,7 +608,7 @@ class StageModel:
             block_elements = per_kind[index][0]
             if always and c.training.full and not shard_grads and not self.sharded:
                 # each fresh gradient is added to its buffer at once
-                fresh_now = atoms.get("w.max", 0) * (sch.fresh or (0 if sch.fused_accumulation else s.width))
+                fresh_now = atoms.get("w.one", 0) * (sch.fresh or (0 if sch.fused_accumulation else s.width))
             else:
                 fresh_now = fresh
             # context parallelism passes keys and values around a ring: the blocks being used and being received
@@ -627,6 +634,26 @@ class StageModel:
                         },
                     )
                 )
+        return out
+
+    def _tower_moments(self, base: dict[str, Int], all_grads: Int, held_logits: Int) -> list[Moment]:
+        """The backward pass of a tower's first layer, when all later gradients exist."""
+        out = []
+        for tower in self._towers:
+            tokens = self.d.micro_batch * (self.d.images * tower.stack.tokens if tower.stack.tokens else self.d.seq_len)
+            kind = tower.kinds[tower.stack.layout[0]]
+            if not kind.trains or tower.first_trained or (type(tokens) is int and not tokens):
+                continue
+            forms = kind.recompute if self.is_checkpointed(0) else kind.backward
+            working, fresh = best(forms, self.atoms(tower, kind, tokens, tokens))
+            parts = {
+                **base,
+                "grads": 0 if self.c.in_backward else maximum(all_grads - fresh, 0),
+                "fresh": fresh,
+                "block": working - fresh,
+                "logits": held_logits,
+            }
+            out.append(Moment("backward", f"backward of the {tower.stack.name}", parts))
         return out
 
     def _grads_after(self, per_kind: list[tuple[Int, Int]]) -> list[Int]:

@@ -56,7 +56,9 @@ def tail(
         return tape.compile(out)
     if loss.slice:
         temp: Form = {"Vs": w + 8}
-        out = tape.op("sliced_loss", [h], "T", 4, saved=[h], forward_temp=temp, backward_temp={"Vs": 12}, weight_grad=fresh)
+        out = tape.op(
+            "sliced_loss", [h], "T", 4, saved=[h], forward_temp=temp, backward_temp={"Vs": 12}, weight_grad=fresh
+        )
         return tape.compile(out)
     logits = tape.op("lm_head", [h], "V", w, saved=saved, grad=True, matmul=True, weight_grad=fresh)
     if softcap:

@@ -257,7 +257,7 @@ class Tape:
         first = self._forward(nothing, output, inputs, keep=checkpoint)
         again = self._forward(saved, output, checkpoint, recompute=True)
         backward_again = self._backward(saved, output, checkpoint)
-        incoming = {output.atom: output.width}
+        incoming = self._before_recompute(saved, output)
         kept = _bytes_of(v for v in everything.values() if not v.shared)
         return Program(
             kept=_bytes_of(v for v in everything.values() if v is not output.root and not v.shared),
@@ -337,7 +337,21 @@ class Tape:
             lines.append(Step(-1, id(output.root), output.root.atom, output.root.width))
         return lines
 
-    def _backward(self, saved: list[list[Value]], output: Value, present: dict[int, Value]) -> list[Step]:
+    def _before_recompute(self, saved: list[list[Value]], output: Value) -> Form:
+        """The gradients alive when the backward first asks for a kept tensor, which is when a block is run again."""
+        start = max((index + 1 for index, values in enumerate(saved) if values), default=0)
+        form: Form = {}
+        for line in self._backward(saved[start:], output, {}, self.ops[start:]):
+            add(form, line.atom, line.sign * line.width)
+        return form
+
+    def _backward(
+        self,
+        saved: list[list[Value]],
+        output: Value,
+        present: dict[int, Value],
+        ops: list[Op] | None = None,
+    ) -> list[Step]:
         """The backward pass; storages in ``present`` stay until its end."""
         uses: dict[int, int] = {}
         for values in saved:
@@ -364,7 +378,7 @@ class Tape:
                 lines.append(Step(-1, key, value.atom, value.width))
 
         new_grad(output)
-        for op, values in zip(reversed(self.ops), reversed(saved), strict=True):
+        for op, values in zip(reversed(self.ops if ops is None else ops), reversed(saved), strict=True):
             if op.output.grad and id(op.output) in grad_of:
                 twice = []
                 key = grad_of[id(op.output)]
