@@ -339,13 +339,13 @@ def form_rows(p: Prediction) -> list[str]:
     out = []
     tower = p.setup.decoder
     atoms = p.model.tail_atoms()
-    for form in sorted(p.setup.tail.backward, key=lambda f: -evaluate(f, atoms))[:3]:
-        out.append(f"      tail {evaluate(form, atoms)} {spelled(form, atoms)}\n")
+    ranked = sorted((evaluate(form, atoms), spelled(form, atoms)) for form in p.setup.tail.backward)
+    out.extend(f"      tail {size} {words}\n" for size, words in ranked[:-4:-1])
     for kind in tower.kinds:
         atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
         forms = kind.plain.backward if p.setup.choices.checkpointing == "none" else kind.checkpointed.recompute
-        for form in sorted(forms, key=lambda f: -evaluate(f, atoms))[:3]:
-            out.append(f"      {kind.block.kind} {evaluate(form, atoms)} {spelled(form, atoms)}\n")
+        ranked = sorted((evaluate(form, atoms), spelled(form, atoms)) for form in forms)
+        out.extend(f"      {kind.block.kind} {size} {words}\n" for size, words in ranked[:-4:-1])
     return out
 
 

@@ -9,6 +9,7 @@ is measured, and ``{"result": ...}`` at the end. Nothing here touches the card b
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ _PATHS = re.compile(r"(?:/[\w.+@-]+)+/(?=(?:site|dist)-packages/|benchmarks/|src
 _ANY_PATH = re.compile(r"(?<![\w./:])/(?:[\w.+@-]+/)+")
 
 
+@lru_cache(maxsize=4096)
 def scrub(text: str) -> str:
     """A text without the folders of this machine."""
     return _ANY_PATH.sub("", _PATHS.sub("", text))
@@ -79,6 +82,7 @@ def run(case: Mapping[str, Any], meter: Any, write: Callable[[dict[str, Any]], N
         write({"result": {"outcome": "ok", **environment(meter)}})
         return
     if kind in TABLES:
+        gc.freeze()  # each capture of a CUDA graph may collect garbage: keep that short
         if kind != "context":
             meter.start()
         for row in TABLES[kind](meter):

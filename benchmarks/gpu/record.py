@@ -79,19 +79,23 @@ class Worker:
             stopped = f"stopped after {timeout_s:.0f} s"
         except BrokenPipeError:  # it ended before it read the case: its last words say why
             pass
-        finally:
-            self.close()
+        self._end()
         entries = read_lines(self.out)
+        tail = self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        self.folder.cleanup()
         found = [entry["row"] for entry in entries if "row" in entry]
         results = [entry["result"] for entry in entries if "result" in entry]
         if results:
             return found, results[-1]
-        tail = self.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         why = stopped or f"ended with {self.process.returncode}: {scrub(' '.join(tail))[:500]}"
         return found, {"outcome": "failed", "error": why}
 
     def close(self) -> None:
-        """End the process if it still runs."""
+        """End a process that got no case."""
+        self._end()
+        self.folder.cleanup()
+
+    def _end(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

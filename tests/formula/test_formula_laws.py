@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from formula_jobs import at_step, config_of, kept_of_layers, models_of, stage_peaks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit import estimate
+from memfit.formula.arrays import evaluate
+from memfit.job import from_kwargs
 from strategies import MODELS, jobs
 
 few = settings(max_examples=25)
 
 
 def needs(job, **changes):
-    found = estimate(**{**job, **changes})
-    return found.allocated_bytes, found.reserved_bytes
+    return estimate(**{**job, **changes}).allocated_bytes
 
 
 def no_less(more, less):
-    assert more[0] >= less[0]
-    assert more[1] >= less[1]
+    # allocated bytes: the slack belongs to the moment of the peak, so reserved may dip where the peak moves to another one
+    assert more >= less
 
 
 @few
@@ -33,6 +35,17 @@ def test_a_larger_micro_batch_never_needs_less(job):
 @given(jobs())
 def test_a_longer_sequence_never_needs_less(job):
     no_less(needs(job, seq_len=job["seq_len"] + job["cp"] * job["tp"]), needs(job))
+
+
+@pytest.mark.parametrize("framework", ["torch", "transformers", "deepspeed", "litgpt", "torchtitan"])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "gpt2"])
+def test_reserved_memory_grows_with_the_tokens(model, framework, checkpointing):
+    job = from_kwargs(model=model, framework=framework, checkpointing=checkpointing, precision="bf16")
+    lengths = evaluate(job, seq_len=np.arange(64, 8192, 32)).reserved
+    batches = evaluate(job, micro_batch=np.arange(1, 40)).reserved
+    assert (np.diff(lengths) >= 0).all()
+    assert (np.diff(batches) >= 0).all()
 
 
 @few
@@ -83,7 +96,7 @@ def test_offloading_never_needs_more_of_the_card(job, what):
 @few
 @given(jobs(grad_accum=1, pp=1))
 def test_a_step_inside_the_backward_never_needs_more(job):
-    assert needs(job, optimizer_in_backward=False)[0] >= needs(job, optimizer_in_backward=True)[0]
+    no_less(needs(job, optimizer_in_backward=False), needs(job, optimizer_in_backward=True))
 
 
 @few

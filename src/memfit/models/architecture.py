@@ -177,8 +177,8 @@ class Code:
 
     Attributes:
         norm: ``low`` multiplies the weight in the compute dtype (Llama), ``float`` in fp32 (Gemma, OLMo 2; a LayerNorm
-            runs on an fp32 copy), ``written`` is a LayerNorm written out in fp32 tensor operations (Cohere), ``mixed`` keeps the input beside
-            its fp32 copy (T5).
+            runs on an fp32 copy), ``written`` is a LayerNorm written out in fp32 tensor operations (Cohere), ``mixed``
+            keeps the input beside its fp32 copy (T5).
         norm_at: the norms stand before a sub-layer (``input``), behind it (``output``, OLMo 2) or behind the residual
             sum (``sum``, BERT).
         kernel: what SDPA can run: ``sdpa`` the fused kernels, ``masked`` always with a mask (no flash kernel),

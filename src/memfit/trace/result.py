@@ -130,6 +130,10 @@ class Trace:
         """The same trace with more warnings."""
         return replace(self, warnings=(*self.warnings, *warnings))
 
+    def with_notes(self, notes: Sequence[str]) -> Trace:
+        """The same trace with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def walk(self, *, hidden: bool = True) -> Iterator[tuple[int, RawEvent, int]]:
         """(index, event, rounded bytes in use after it); ``hidden=False`` leaves kernel temporaries out."""
         total = 0
@@ -250,13 +254,15 @@ class Trace:
             capacity: bytes of the device; None is no limit.
             options: see ``memfit.allocator.replay``.
         """
-        return replay(self.allocator_events(), config, capacity, **{"release": self._release(), **options})
+        return replay(self.allocator_events(), config, capacity, **{"release": self.release, **options})
 
     def smallest_capacity(self, config: AllocatorConfig | str | None = None, **options: Any) -> int:
         """Bytes of device memory from which the program finishes, to 2 MiB, without the CUDA context."""
-        return smallest_capacity(self.allocator_events(), config, **{"release": self._release(), **options})
+        return smallest_capacity(self.allocator_events(), config, **{"release": self.release, **options})
 
-    def _release(self) -> tuple[int, int]:
+    @property
+    def release(self) -> tuple[int, int]:
+        """The torch release whose allocator is meant: the traced one, the latest known when that is not stated."""
         text = str(self.settings.get("torch", ""))
         return parse_release(text) if text else LATEST
 
