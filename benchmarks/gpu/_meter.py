@@ -163,7 +163,7 @@ class CudaMeter:
         torch.cuda.reset_peak_memory_stats()
 
     def statistics(self) -> dict[str, int]:
-        """What else the allocator counts: peaks since ``reset`` (the last step), ``retries`` and ``ooms`` of the process."""
+        """What else the allocator counts: peaks since ``reset``, ``retries`` and ``ooms`` of the process."""
         import torch
 
         stats = torch.cuda.memory_stats()

@@ -21,7 +21,7 @@ def needs(job, **changes):
 
 
 def no_less(more, less):
-    # allocated bytes: the slack belongs to the moment of the peak, so reserved may dip where the peak moves to another one
+    # allocated bytes: slack belongs to the moment of the peak, so reserved may dip where the peak moves to another one
     assert more >= less
 
 

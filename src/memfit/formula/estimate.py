@@ -353,7 +353,11 @@ def train_readings(found: Sequence[StagePeak], outside: Outside) -> tuple[tuple[
 
 def warnings_of(resolved: Resolved) -> tuple[str, ...]:
     """What the user should know of the job and the model."""
-    return (*resolved.completed.warnings, *resolved.arch.unknowns)
+    found = [*resolved.completed.warnings, *resolved.arch.unknowns]
+    v = resolved.values
+    if "parameters" in (v["offload"] or ()) and v["zero"] < 3:
+        found.append("`strategy.offload`: parameters leave the card only with zero 3; without it this has no effect")
+    return tuple(found)
 
 
 def _train(resolved: Resolved) -> Estimate:

@@ -176,8 +176,8 @@ def serving(resolved: Resolved) -> Serving:
     activation = _block_peak(arch, one, step_tokens, style)
     vocab = arch.vocab_size
     logits = tokens * vocab * 6 if quirks.get("logits") == "prompt" else sequences * vocab * 6
-    if v["output"] == 0 and resolved.completed.origins.get("task.output") == "stated":
-        logits = tokens * vocab * 2  # a forward pass over the text (perplexity), 16-bit logits of every position
+    if quirks.get("logits") == "forward":
+        logits = tokens * vocab * 2
     tables = 0
     if quirks.get("tables") and arch.max_positions:
         tables = sum(

@@ -28,12 +28,12 @@ def fragments(parts: Mapping[str, Int], *, states_late: bool) -> Int:
     """Bytes lost to splitting with the default allocator settings.
 
     Args:
-        parts: entries of the peak moment.
+        parts: entries of one moment.
         states_late: optimizer states are made tensor by tensor in the first step.
     """
     lost: Int = 0
     for name, percent in (LATE if states_late else FLAT).items():
-        lost = lost + parts[name] * percent
+        lost = lost + parts.get(name, 0) * percent
     return lost // 100
 
 

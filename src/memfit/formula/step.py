@@ -112,8 +112,8 @@ class StageModel:
                 if number
             )
             out.append((tower.extra, 1, 1 << 30, False))
-        out.append((self.s.decoder.extra, 1, 1 << 30, False))
         if self.stage.first:
+            out.append((self.s.decoder.extra, 1, 1 << 30, False))
             out.append((self.s.embedding, 1, 1 << 30, False))
         if self.stage.last:
             out.append((self.s.final_norm, 1, 1 << 30, False))
@@ -341,7 +341,7 @@ class StageModel:
             total = total + master + states + self._shard(dense, expert, self.c.zero >= 1) * 4
         if "gradients" in offload:
             total = total + self._shard(dense, expert, self.c.zero >= 2) * (self.s.scheme.grad or self.s.width)
-        if "parameters" in offload:
+        if "parameters" in offload and self.sharded:
             total = total + weights
         if "activations" in offload:
             tower = self.s.decoder
@@ -362,7 +362,8 @@ class StageModel:
         width = sch.gathered or self.s.width
         outer = self.outer_weights() if sh.root else maximum(self.head_weights(), self.embedding_weights())
         unit = maximum(self.largest_block(), outer)
-        gather = unit * width if sh.copy_in else 0
+        # an all-gather's buffer is given back when the next one has been waited for: two exist at once
+        gather = (unit + self.largest_block()) * width if sh.copy_in else 0
         _, dense, expert = self.weights_bytes()
         shards = self._shard(dense, expert, True) * self.grad_width
         if "gradients" in self.c.offload or "optimizer" in self.c.offload:

@@ -250,7 +250,9 @@ class Tape:
         saved = self.saved_by()
         inputs = {id(v.root): v.root for v in self.inputs}
         everything = {id(v): v for values in saved for v in values}
-        checkpoint = {**self._checkpointed(saved, policy, output), **{k: v for k, v in inputs.items() if v.grad}}
+        checkpoint = self._checkpointed(saved, policy, output)
+        if policy != "attention":  # all else starts again from the block's input
+            checkpoint |= {k: v for k, v in inputs.items() if v.grad}
         nothing: list[list[Value]] = [[] for _ in saved]
         forward = self._forward(saved, output, inputs)
         backward = self._backward(saved, output, {})
@@ -290,7 +292,7 @@ class Tape:
             for op in self.ops:
                 matmuls += op.matmul
                 root = op.output.root
-                wanted = op.core or (op.matmul and matmuls % 2 == 1)
+                wanted = (op.core and op.name == "attention") or (op.matmul and matmuls % 2 == 1)
                 if wanted and (not self.compiled or id(root) in needed) and root is not output.root:
                     keep[id(root)] = root
                     keep |= {id(v): v for v in op.saved if v.producer is op and v is not op.output}

@@ -115,18 +115,18 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
         peak = Moment(chosen.phase, chosen.what, {**_NOTHING, **chosen.parts})
     else:
         peak = Moment("", "", {name: _pick(which, [m.parts.get(name, 0) for m in moments]) for name in ENTRIES})
-    parts = peak.parts
-    slack: Int = 0
-    if not s.profile.expandable:
-        slack = fragments(parts, states_late=not s.scheme.always)
     streams = model.stream_pools()
-    if streams is not None:
-        # gradients and reductions live on streams of their own: their peak adds to the peak of everything else
-        compute: Int = 0
-        for moment, total in zip(moments, totals, strict=True):
-            own = moment.parts.get("grads", 0) + moment.parts.get("buckets", 0)
-            compute = maximum(compute, total - own)
-        slack = slack + maximum(compute + streams - top, 0)
+    late = not s.scheme.always
+    reserved: Int = top
+    for moment, total in zip(moments, totals, strict=True):
+        held = total
+        if streams is not None:
+            # gradients and reductions live on streams of their own: their peak adds to the peak of everything else
+            held = maximum(total, total - moment.parts.get("grads", 0) - moment.parts.get("buckets", 0) + streams)
+        if not s.profile.expandable:
+            held = held + fragments(moment.parts, states_late=late)
+        reserved = maximum(reserved, held)
+    slack = reserved - top
     return StagePeak(stage, moments, peak, slack, model.host_bytes(), which)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from memfit.ledger import Ledger
 
 # The palette of Okabe and Ito (2008), told apart with all common kinds of colour vision.
-_COLORS = {
+COLORS = {
     "parameters": "#0072B2",
     "gradients": "#56B4E9",
     "optimizer": "#CC79A7",
@@ -62,7 +62,7 @@ def _bar(book: Ledger) -> str:
         width = max(size, 0) / scale * _WIDTH
         tip = f"{name.replace('_', ' ')} {gib(size)} GiB"
         parts.append(
-            f'<rect x="{at:.1f}" y="2" width="{width:.1f}" height="{_HEIGHT - 4}" fill="{_COLORS[name]}">'
+            f'<rect x="{at:.1f}" y="2" width="{width:.1f}" height="{_HEIGHT - 4}" fill="{COLORS[name]}">'
             f"<title>{_e(tip)}</title></rect>"
         )
         at += width
@@ -83,7 +83,7 @@ def _bar(book: Ledger) -> str:
 def _table(book: Ledger) -> str:
     rows = []
     for entry in book.entries:
-        swatch = f'<span style="color:{_COLORS[entry.component]}" aria-hidden="true">&#9632;</span>'
+        swatch = f'<span style="color:{COLORS[entry.component]}" aria-hidden="true">&#9632;</span>'
         rows.append(
             f'<tr><td {_TEXT} title="{_e(COMPONENTS[entry.component])}">{swatch} '
             f"{_e(entry.component.replace('_', ' '))}</td><td {_TEXT}>{_e(entry.name)}</td>"

@@ -142,7 +142,9 @@ class Answer:
         enough = [
             gpu for gpu in gpus() if gpu.vendor == "nvidia" and gpu.kind in _CARDS and gpu.usable_bytes >= need
         ]
-        return min(enough, key=lambda gpu: (gpu.total_bytes, -gpu.year, gpu.name), default=None)
+        own = None if self.estimate is None else self.estimate.resolved.gpu
+        named = own.name if own is not None else ""
+        return min(enough, key=lambda gpu: (gpu.total_bytes, gpu.name != named, -gpu.year, gpu.name), default=None)
 
 
 def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estimate | None = None) -> Answer:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memfit.trace.result import Block, RawEvent, Trace, any_layer
+
+if TYPE_CHECKING:
+    from memfit.formula.estimate import Estimate
 
 BASES = (3, 4, 5)
 """Depths that are traced: to build from, to build from, to check."""
@@ -230,3 +233,27 @@ def trace_deep(trace: Callable[[int | None], Trace], num_layers: int, *, uniform
     return replace(
         found, seconds=sum(t.seconds for t in shallow), num_ops=sum(t.num_ops for t in shallow)
     )
+
+
+def trace_job_deep(predicted: Estimate, *, num_layers: int | None = None, full: bool = False, **options: Any) -> Trace:
+    """``trace_job`` of the job behind an estimate, extrapolated from few layers where the model is deep and uniform.
+
+    Args:
+        predicted: the formula's answer: it has the job completed and the model read.
+        num_layers: shorten the model.
+        full: trace all layers anyway.
+        options: see ``trace_job``.
+    """
+    from memfit.trace.job import trace_job
+
+    done, arch = predicted.resolved.completed, predicted.resolved.arch
+    plan = done.job.strategy
+    whole = (plan.pp or 1) == 1 and not isinstance(plan.checkpointing, int)
+    uniform = whole and len(set(arch.decoder.layout)) == 1 and not arch.towers and done.job.task.trainable is None
+
+    def trace(layers: int | None) -> Trace:
+        return trace_job(done, num_layers=layers, **options)
+
+    if num_layers is not None:
+        return trace(num_layers)
+    return trace_deep(trace, arch.num_layers, uniform=uniform, full=full)

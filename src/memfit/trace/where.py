@@ -13,6 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 _TORCH_DIR = str(Path(torch.__file__).parent)
 _OWN_DIR = str(Path(__file__).parent)
+_OWN_STEP = str(Path(__file__).with_name("program.py"))
 
 
 class Where:
@@ -135,7 +136,7 @@ class Where:
         return "optimizer" if self.after_backward and not self.stack else "forward"
 
     def source(self) -> str:
-        """``file:line`` of the innermost frame outside torch and this package."""
+        """``file:line`` of the innermost frame outside torch and this package, "" where the step is memfit's own."""
         if not self.frames:
             return ""
         frame = sys._getframe(2)
@@ -143,6 +144,8 @@ class Where:
             name = frame.f_code.co_filename
             if not name.startswith((_TORCH_DIR, _OWN_DIR, "<")):
                 return f"{name}:{frame.f_lineno}"
+            if name == _OWN_STEP:
+                return ""
             frame = frame.f_back  # type: ignore[assignment]
         return ""
 
