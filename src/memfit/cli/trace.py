@@ -93,9 +93,8 @@ def command(
         job = given(ctx, source)
         if job.empty:
             raise hinted("no model is given", "for example `memfit trace qwen3-0.6b --gpu rtx-4090 --seq 2k`", ctx)
-        options = {"engine": engine, "rank": rank, "steps": steps}
-        trace, predicted = _run(job.job(), stage=stage, layers=layers, full=full, **options)
-    found = answer(trace, _settings(what_ifs), predicted=predicted)
+        trace, predicted = _run(job.job(), stage=stage, layers=layers, full=full, rank=rank, engine=engine, steps=steps)
+    found = answer(trace, () if quiet else _settings(what_ifs), predicted=predicted)
     _write(found, wanted)
     page = make_page(verbose=verbose, no_color=no_color)
     if as_json:
@@ -121,7 +120,7 @@ def _settings(texts: tuple[str, ...]) -> tuple[str, ...]:
     if not texts:
         return SETTINGS
     several = [WHAT_IF_SETTINGS if text == "all" else (text,) for text in texts]
-    return tuple(dict.fromkeys(["", *(text for part in several for text in part)]))
+    return tuple(dict.fromkeys(text for part in several for text in part))
 
 
 def _is_trace(source: str) -> bool:
@@ -144,7 +143,9 @@ def _read(ctx: click.Context, source: str, events: str | None) -> Trace:
     return load(source)
 
 
-def _run(job: Any, *, stage: int | None, layers: int | None, full: bool, rank: int, **options: Any) -> Any:
+def _run(
+    job: Any, *, stage: int | None, layers: int | None, full: bool, rank: int, **options: Any
+) -> tuple[Trace, Estimate]:
     from memfit.formula.estimate import estimate
     from memfit.trace.answer import described, shortened
     from memfit.trace.extrapolate import trace_job_deep

@@ -16,7 +16,7 @@ from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.runtime import nccl_bytes
 from memfit.formula.setup import choices, setup
 from memfit.formula.step import ENTRIES
-from memfit.formula.training import capability_of, context_bytes, dims_of, peaks
+from memfit.formula.training import card_of, context_bytes, dims_of, peaks
 from memfit.job import Job
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _slice(
 ) -> None:
     import numpy as np
 
-    s = setup(resolved.arch, choices(group, num_layers=resolved.arch.num_layers, capability=capability_of(resolved)))
+    s = setup(resolved.arch, choices(group, num_layers=resolved.arch.num_layers, **card_of(resolved)))
     d: Dims = dims_of(replace(resolved, values=group), numeric)
     found = peaks(s, d, every=False)
     top = np.full(len(rows), -1, dtype=np.int64)

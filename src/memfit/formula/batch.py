@@ -20,7 +20,7 @@ from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.runtime import nccl_bytes
 from memfit.formula.setup import choices, setup
 from memfit.formula.step import Moment
-from memfit.formula.training import StagePeak, capability_of, context_bytes, dims_of, peaks
+from memfit.formula.training import StagePeak, card_of, context_bytes, dims_of, peaks
 from memfit.job import parse
 
 CHUNK = 2048
@@ -92,7 +92,7 @@ def answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
                 continue
             key = (
                 id(resolved.arch),
-                choices(resolved.values, num_layers=resolved.arch.num_layers, capability=capability_of(resolved)),
+                choices(resolved.values, num_layers=resolved.arch.num_layers, **card_of(resolved)),
                 resolved.capacity_bytes,
                 resolved.others_bytes,
                 context_bytes(resolved),

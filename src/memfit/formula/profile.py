@@ -43,6 +43,7 @@ class Sharding:
     live_units: int = 0
     copy_in: int = 0
     reduce_units: int = 0
+    flat_on_reduce: bool = False
     root: bool = False
     max_live: int = 0
     bucket_elements: int = 0

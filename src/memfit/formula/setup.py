@@ -52,6 +52,7 @@ class Choices:
     adapter_dropout: bool
     flash: bool
     cublas: int
+    rocm: bool = False
     optimizer_impl: str | None = None
 
 
@@ -331,7 +332,13 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     )
 
 
-def choices(values: Mapping[str, Any], *, num_layers: int, capability: tuple[int, int] | None = None) -> Choices:
+def choices(
+    values: Mapping[str, Any],
+    *,
+    num_layers: int,
+    capability: tuple[int, int] | None = None,
+    rocm: bool = False,
+) -> Choices:
     """The discrete fields from a completed job's flat values.
 
     Args:
@@ -339,6 +346,7 @@ def choices(values: Mapping[str, Any], *, num_layers: int, capability: tuple[int
         num_layers: layers of the decoder, for a trained fraction of them.
         capability: compute capability of the card; None is taken as a current one. SDPA runs its flash backend from
             8.0 on; a cuBLAS handle takes 32 MiB from 9.0 on, 8.125 MiB before (PyTorch's default workspace).
+        rocm: the card is AMD's.
     """
     method = values["method"]
     lora = values.get("lora")
@@ -393,5 +401,6 @@ def choices(values: Mapping[str, Any], *, num_layers: int, capability: tuple[int
         training=how,
         adapter_dropout=dropout,
         flash=capability is None or capability >= (8, 0),
+        rocm=rocm,
         cublas=32 * MIB if capability is None or capability >= (9, 0) else 8_519_680,
     )

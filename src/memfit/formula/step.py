@@ -355,7 +355,11 @@ class StageModel:
         return total
 
     def stream_pools(self) -> Int | None:
-        """Peaks of the gather and reduce streams under FSDP, None where one stream serves all."""
+        """Peaks of the gather and reduce streams under FSDP, None where one stream serves all.
+
+        All-gather outputs live on the gather stream, reduced gradient shards on the reduce stream. FSDP2 makes the inputs
+        of reductions on the compute stream (_fsdp_collectives), DeepSpeed and FSDP1 on the reduce stream.
+        """
         sh, sch = self.s.sharding, self.s.scheme
         if not self.sharded or not sh.reduce_units:
             return None
@@ -368,9 +372,8 @@ class StageModel:
         shards = self._shard(dense, expert, True) * self.grad_width
         if "gradients" in self.c.offload or "optimizer" in self.c.offload:
             shards = 0
-        flat = unit if self.c.training.full else 0
-        reduce = shards + flat * (sch.reduce or self.s.width)
-        return where(self.ways > 1, gather + reduce, 0)
+        flat = unit * (sch.reduce or self.s.width) if sh.flat_on_reduce and self.c.training.full else 0
+        return where(self.ways > 1, gather + shards + flat, 0)
 
     def embedding_weights(self) -> Int:
         """Elements of the embedding on the stage."""

@@ -194,10 +194,11 @@ class Player:
             return
         elements = sum(self.grads[k][1] // max(s.scheme.fresh or s.width, 1) for k in mine)
         for block, size in pending:
-            self.free(block, size, "communication", REDUCE)
+            self.free(block, size, "communication")
         pending.clear()
         width = s.scheme.reduce or s.width
-        flat = self.alloc(elements * width, "communication", "reduce-scatter input", stream=REDUCE)
+        stream = REDUCE if s.sharding.flat_on_reduce else COMPUTE
+        flat = self.alloc(elements * width, "communication", "reduce-scatter input", stream=stream)
         for k in mine:
             self.free(*self.grads.pop(k))
         pending.append((flat, elements * width))
@@ -353,7 +354,7 @@ class Player:
         if self.sharded:
             self._reduce((-1, -2) if together else -2, pending)
         for block, size in pending:
-            self.free(block, size, "communication", REDUCE)
+            self.free(block, size, "communication")
         if self.root:
             self.free(*self.root)
             self.root = None

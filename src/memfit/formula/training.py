@@ -57,15 +57,16 @@ def dims_of(resolved: Resolved, numeric: Mapping[str, Any] | None = None) -> Dim
     )
 
 
-def capability_of(resolved: Resolved) -> tuple[int, int] | None:
-    """Compute capability of the card, None without a CUDA card."""
-    return resolved.gpu.compute_capability if resolved.gpu else None
+def card_of(resolved: Resolved) -> dict[str, Any]:
+    """What the structure of a step needs to know of the card: compute capability (None without a CUDA card) and ROCm."""
+    gpu = resolved.gpu
+    return {"capability": gpu.compute_capability, "rocm": gpu.vendor == "amd"} if gpu else {}
 
 
 def setup_of(resolved: Resolved) -> Setup:
     """The compiled static part of a resolved training job."""
-    layers, capability = resolved.arch.num_layers, capability_of(resolved)
-    return setup(resolved.arch, choices(resolved.values, num_layers=layers, capability=capability))
+    static = choices(resolved.values, num_layers=resolved.arch.num_layers, **card_of(resolved))
+    return setup(resolved.arch, static)
 
 
 def stages_of(s: Setup, d: Dims) -> list[Stage]:
@@ -122,8 +123,8 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
         held = total
         if streams is not None:
             # gradients and reductions live on streams of their own: their peak adds to the peak of everything else
-            held = maximum(total, total - moment.parts.get("grads", 0) - moment.parts.get("buckets", 0) + streams)
-        if not s.profile.expandable:
+            held = maximum(total, total - moment.parts.get("grads", 0) + streams)
+        if not s.profile.expandable or s.choices.rocm:
             held = held + fragments(moment.parts, states_late=late)
         reserved = maximum(reserved, held)
     slack = reserved - top

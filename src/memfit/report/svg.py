@@ -31,9 +31,9 @@ _CHARACTER = 6.2  # pixels of a character of the small text, about
 
 
 class Point(NamedTuple):
-    """The fullest event of a run of events, and the bytes of each component after it."""
+    """The fullest event (number ``at``) of a run of events, and the bytes of each component after it."""
 
-    index: int
+    at: int
     total: int
     components: tuple[int, ...]
 
@@ -59,7 +59,7 @@ def timeline_svg(answer: Answer) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}"'
         ' role="img" aria-labelledby="title desc" font-family="system-ui, -apple-system, \'Segoe UI\','
-        " 'DejaVu Sans', sans-serif\" font-size=\"12\" fill=\"#222\">",
+        ' \'DejaVu Sans\', sans-serif" font-size="12" fill="#222">',
         f'<title id="title">{_safe(title)}</title>',
         f'<desc id="desc">{_safe(_description(answer, names))}</desc>',
         f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
@@ -144,7 +144,7 @@ class _Plot:
 
     def areas(self, names: Sequence[str]) -> Iterator[str]:
         """A filled outline for each component, on top of those before it."""
-        xs = [self.x(p.index) for p in self.points]
+        xs = [self.x(p.at) for p in self.points]
         below = [0] * len(self.points)
         for column, name in enumerate(names):
             above = [b + p.components[column] for b, p in zip(below, self.points, strict=True)]
@@ -186,7 +186,7 @@ class _Plot:
             )
             if b - a > 12 and stretch.begin:
                 yield f'<path d="M{a} {_TOP}V{y}" stroke="#222" stroke-opacity=".35" stroke-dasharray="2 3"/>'
-            shown = next((n for n in (name, stretch.phase) if b - a > _CHARACTER * len(n)), "")
+            shown = next((n for n in (name, stretch.phase) if b - a > 0.95 * _CHARACTER * len(n)), "")
             if shown:
                 yield f'<text x="{round((a + b) / 2, 1)}" y="{y + 16}" text-anchor="middle">{_safe(shown)}</text>'
         text = f"{self.num_events} allocations and frees in order"
@@ -260,7 +260,7 @@ def _table(tensors: Sequence[Any], top: int) -> Iterator[str]:
         return
     columns = ((64, "end", 12), (104, "end", 8), (120, "start", 58), (540, "start", 38), (810, "start", 27))
     rows = [("GiB", "", "largest at the peak", "module", "line")]
-    rows += [(gib(t.bytes), f"×{t.count}", what(t), *where(t)) for t in tensors]
+    rows += [(gib(t.bytes), f"×{t.num_blocks}", what(t), *where(t)) for t in tensors]
     for k, row in enumerate(rows):
         y = top + k * _ROW
         style = ' fill="#555"' if k == 0 else ""
@@ -269,9 +269,7 @@ def _table(tensors: Sequence[Any], top: int) -> Iterator[str]:
                 yield f'<text x="{x}" y="{y}" text-anchor="{anchor}"{style}>{_safe(_cut(text, most))}</text>'
 
 
-def _outlined(
-    x: float, y: float, text: str, *, color: str = "#222", anchor: str = "start", weight: int = 400
-) -> str:
+def _outlined(x: float, y: float, text: str, *, color: str = "#222", anchor: str = "start", weight: int = 400) -> str:
     """Text with a white rim, legible on any area. Written twice: not every viewer knows ``paint-order``."""
     place = f'x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}" font-weight="{weight}"'
     rim = f'<text {place} fill="none" stroke="#fff" stroke-width="3" aria-hidden="true">{_safe(text)}</text>'

@@ -65,15 +65,23 @@ def peak(page: Page, answer: Answer) -> list[str]:
     trace, book = answer.trace, answer.ledger
     lines = paragraph(page, f"peak: {clean(book.moment)}")
     text = f"  torch allocated {gib(answer.peak[1])}, reserved {span(answer.reserved)}"
+    limited = answer.on_card
+    if limited is not None and limited.oom is None and limited.reserved_peak < answer.reserved[0]:
+        text += f" without a limit and {gib(limited.reserved_peak)} on this card"
     if answer.outside:
-        text += f", nvidia-smi {span((answer.reserved[0] + answer.outside_bytes, book.device_bytes))}"
+        text += f", nvidia-smi {gib(book.device_bytes)}"
     lines += paragraph(page, f"{text} GiB", "    ")
     if answer.reserved[0] != answer.reserved[1]:
         text = "  the interval is what the order of addresses and the pace of other streams can change"
         lines += paragraph(page, text, "    ")
-    need = gib(answer.needed[1] - answer.outside_bytes)
-    if need != gib(answer.replay.reserved_peak):
-        text = f"  {need} of it must be there: torch gives cached blocks back before it runs out"
+    if limited is not None and limited.oom is None and limited.num_alloc_retries:
+        text = f"  on this card torch gives its cache back {limited.num_alloc_retries} times, which takes time"
+        lines += paragraph(page, text, "    ")
+    elif limited is not None and limited.oom is not None:
+        text = f"  it runs out at event {limited.oom.index}: {clean(limited.oom.text)}"
+        lines += paragraph(page, text, "    ")
+    elif gib(answer.needed[1]) != gib(book.device_bytes):
+        text = f"  {span(answer.needed)} of it must be there: torch gives cached blocks back before it runs out"
         lines += paragraph(page, text, "    ")
     first, steady = trace.first_peak, trace.steady_peak
     if first > steady:
@@ -138,7 +146,7 @@ def settings(page: Page, answer: Answer) -> list[str]:
 def tensors(page: Page, answer: Answer) -> list[str]:
     """The largest tensors at the peak with module and source line."""
     shown = answer.tensors if page.verbose else answer.tensors[:TENSORS]
-    rows: list[Row] = [[gib(t.bytes), f"x{t.count}", what(t), *where(t)] for t in shown]
+    rows: list[Row] = [[gib(t.bytes), f"x{t.num_blocks}", what(t), *where(t)] for t in shown]
     columns = [Column("GiB", "right"), Column("", "right"), Column("at the peak", flex=True)]
     lines = table(page, [*columns, Column("module", flex=True), Column("line", flex=True)], rows)
     left = len(answer.tensors) - len(shown)
@@ -182,9 +190,11 @@ def trace_document(answer: Answer) -> dict[str, Any]:
             "requested": trace.peak_requested,
             "allocated": allocated,
             "reserved": answer.replay.reserved_peak,
-            "device": book.device_bytes,
+            "device": answer.replay.reserved_peak + answer.outside_bytes,
         },
         "reserved_bytes": list(answer.reserved),
+        "retries": None if answer.on_card is None else answer.on_card.num_alloc_retries,
+        "out_of_memory": _oom(answer),
         "peak_event": None
         if event is None
         else {"index": index, "phase": event.phase, "step": event.step, "op": trace.blocks[event.id].op},
@@ -221,9 +231,7 @@ def trace_document(answer: Answer) -> dict[str, Any]:
             }
             for row in answer.what_if
         ],
-        "tensors": [
-            {**t._asdict(), "shape": list(t.shape)} for t in answer.tensors[:TENSORS]
-        ],
+        "tensors": [{**t._asdict(), "shape": list(t.shape)} for t in answer.tensors[:TENSORS]],
         "engine": trace.engine,
         "num_events": len(trace.events),
         "num_ops": trace.num_ops,
@@ -233,3 +241,11 @@ def trace_document(answer: Answer) -> dict[str, Any]:
         "notes": list(trace.notes),
         "versions": versions(),
     }
+
+
+def _oom(answer: Answer) -> dict[str, Any] | None:
+    """The request that fails on the card."""
+    failed = None if answer.on_card is None else answer.on_card.oom
+    if failed is None:
+        return None
+    return {"event": failed.index, "requested_bytes": failed.requested, "text": failed.text}

@@ -21,8 +21,8 @@ from memfit.trace.result import Block, Trace, any_layer, rounded
 
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
 
-SETTINGS = ("", "expandable_segments:True")
-"""Allocator settings that are compared unless others are asked for."""
+SETTINGS = ("expandable_segments:True",)
+"""Allocator settings that are compared with the defaults unless others are asked for."""
 _CARDS = frozenset({"datacenter", "workstation", "consumer"})
 _OUTSIDE = frozenset({"runtime", "others"})
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
@@ -38,7 +38,7 @@ class Phase(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """Equal blocks in use at the peak; ``bytes`` are of all of them, ``source`` is ``file:line`` or empty."""
+    """Equal blocks in use at the peak; ``bytes`` are those of all, ``source`` is ``file:line`` or empty."""
 
     component: Component
     module: str
@@ -46,7 +46,7 @@ class Tensors(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     source: str
-    count: int
+    num_blocks: int
     bytes: int
 
 
@@ -57,6 +57,7 @@ class Answer:
     Attributes:
         trace: the trace.
         replay: its events through the allocator's default settings, without a limit.
+        on_card: the same on the card; None without a card.
         reserved: lowest and highest reserved peak over what a trace cannot know.
         needed: lowest and highest capacity from which the program finishes, all that lies outside included.
         outside: entries that the allocator does not see (context, NCCL, other processes), as the formula books them.
@@ -68,6 +69,7 @@ class Answer:
 
     trace: Trace
     replay: Replay
+    on_card: Replay | None
     reserved: tuple[int, int]
     needed: tuple[int, int]
     outside: tuple[Entry, ...]
@@ -97,8 +99,13 @@ class Answer:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The traced bytes at the peak, with what lies outside of the allocator."""
-        book = self.trace.ledger(label=self.label, capacity_bytes=self.capacity_bytes, simulated=self.replay)
+        """The traced bytes at the peak, with what lies outside of the allocator.
+
+        Slack is what the allocator holds on the card when the program finishes there, else without a limit.
+        """
+        done = self.on_card is not None and self.on_card.oom is None
+        simulated = self.on_card if done else self.replay
+        book = self.trace.ledger(label=self.label, capacity_bytes=self.capacity_bytes, simulated=simulated)
         entries = (*book.entries, *self.outside)
         return Ledger.of(entries, label=book.label, moment=book.moment, capacity_bytes=self.capacity_bytes)
 
@@ -139,9 +146,7 @@ class Answer:
         """The NVIDIA card with the least memory on which the program finishes."""
         context = sum(e.bytes for e in self.outside if e.component == "runtime" and "context" in e.name)
         need = self.needed[1] - context
-        enough = [
-            gpu for gpu in gpus() if gpu.vendor == "nvidia" and gpu.kind in _CARDS and gpu.usable_bytes >= need
-        ]
+        enough = [gpu for gpu in gpus() if gpu.vendor == "nvidia" and gpu.kind in _CARDS and gpu.usable_bytes >= need]
         own = None if self.estimate is None else self.estimate.resolved.gpu
         named = own.name if own is not None else ""
         return min(enough, key=lambda gpu: (gpu.total_bytes, gpu.name != named, -gpu.year, gpu.name), default=None)
@@ -152,7 +157,7 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
 
     Args:
         trace: fresh or read from a file; its ``settings`` name the job when ``described`` put it there.
-        settings: texts of ``PYTORCH_ALLOC_CONF`` to compare.
+        settings: texts of ``PYTORCH_ALLOC_CONF`` to compare with the defaults.
         predicted: the formula's answer, when it is known already.
 
     Raises:
@@ -169,14 +174,29 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
         outside = tuple(e for e in predicted.stages[stage].entries if e.component in _OUTSIDE)
     others = sum(entry.bytes for entry in outside)
     events, release = trace.allocator_events(), trace.release
+    free = trace.simulate()
+    limited = None if capacity is None else trace.simulate(capacity=capacity, others=others)
+    needed = capacity_interval(events, others=others, release=release)
+    rows = [
+        WhatIf(
+            settings="",
+            allocated_peak=free.allocated_peak,
+            reserved_peak=free.reserved_peak,
+            smallest_capacity=needed[0],
+            fits=None if limited is None else limited.oom is None,
+            num_alloc_retries=0 if limited is None else limited.num_alloc_retries,
+        )
+    ]
+    rows += what_if(events, [s for s in settings if s], capacity, others=others, release=release)
     return Answer(
         trace=trace,
-        replay=trace.simulate(),
+        replay=free,
+        on_card=limited,
         reserved=reserved_interval(events, release=release),
-        needed=capacity_interval(events, others=others, release=release),
+        needed=needed,
         outside=outside,
         capacity_bytes=capacity,
-        what_if=tuple(what_if(events, settings, capacity, others=others, release=release)),
+        what_if=tuple(rows),
         estimate=predicted,
         stage=stage,
     )

@@ -230,9 +230,7 @@ def trace_deep(trace: Callable[[int | None], Trace], num_layers: int, *, uniform
         found = extrapolate(shallow, BASES, num_layers)
     except NotUniformError as error:
         return trace(None).with_notes((f"all layers were traced: {error}",))
-    return replace(
-        found, seconds=sum(t.seconds for t in shallow), num_ops=sum(t.num_ops for t in shallow)
-    )
+    return replace(found, seconds=sum(t.seconds for t in shallow), num_ops=sum(t.num_ops for t in shallow))
 
 
 def trace_job_deep(predicted: Estimate, *, num_layers: int | None = None, full: bool = False, **options: Any) -> Trace:
