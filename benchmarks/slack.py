@@ -21,9 +21,19 @@ from memfit.formula.training import dims_of, setup_of, stage_peak, stages_of
 from memfit.job import parse
 
 GIB = 1 << 30
-MODELS = (
-    "llama-3.1-8b llama-3.2-1b llama-3.2-3b qwen2.5-7b qwen2.5-0.5b mistral-7b gemma-2b gpt2-xl qwen3-4b llama-2-13b phi-2"
-).split()
+MODELS = [
+    "llama-3.1-8b",
+    "llama-3.2-1b",
+    "llama-3.2-3b",
+    "qwen2.5-7b",
+    "qwen2.5-0.5b",
+    "mistral-7b",
+    "gemma-2b",
+    "gpt2-xl",
+    "qwen3-4b",
+    "llama-2-13b",
+    "phi-2",
+]
 ENTRIES = ("logits", "kept", "block", "states")
 
 

@@ -357,8 +357,8 @@ class StageModel:
     def stream_pools(self) -> Int | None:
         """Peaks of the gather and reduce streams under FSDP, None where one stream serves all.
 
-        All-gather outputs live on the gather stream, reduced gradient shards on the reduce stream. FSDP2 makes the inputs
-        of reductions on the compute stream (_fsdp_collectives), DeepSpeed and FSDP1 on the reduce stream.
+        All-gather outputs live on the gather stream, reduced gradient shards on the reduce stream. FSDP2 makes the
+        inputs of reductions on the compute stream (_fsdp_collectives), DeepSpeed and FSDP1 on the reduce stream.
         """
         sh, sch = self.s.sharding, self.s.scheme
         if not self.sharded or not sh.reduce_units:

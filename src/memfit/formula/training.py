@@ -58,7 +58,7 @@ def dims_of(resolved: Resolved, numeric: Mapping[str, Any] | None = None) -> Dim
 
 
 def card_of(resolved: Resolved) -> dict[str, Any]:
-    """What the structure of a step needs to know of the card: compute capability (None without a CUDA card) and ROCm."""
+    """What the structure of a step needs to know of the card: compute capability, and whether it runs ROCm."""
     gpu = resolved.gpu
     return {"capability": gpu.compute_capability, "rocm": gpu.vendor == "amd"} if gpu else {}
 
