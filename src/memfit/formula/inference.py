@@ -171,7 +171,7 @@ def serving(resolved: Resolved) -> Serving:
     eager = v["attention"] == "eager" or quirks.get("attention") == "eager"
     style = Style(trained=False, attention="eager" if eager else "flash", rope="composite")
     tokens = sequences * prompt
-    step_tokens = min(tokens, v["batch_tokens"]) if v["batch_tokens"] else tokens
+    step_tokens = min(tokens, v["batch_tokens"] or _data()["step_tokens"].get(framework, tokens))
     one = Dims(micro_batch=1, seq_len=prompt, tp=v["tp"])
     activation = _block_peak(arch, one, step_tokens, style)
     vocab = arch.vocab_size

@@ -208,7 +208,7 @@ def _predicted(trace: Trace) -> Estimate | None:
 
 
 def described(trace: Trace, job: Job, *, rank: int, stage: int) -> Trace:
-    """The trace with its job in the settings, so that a file of it can be answered anywhere."""
+    """The trace with its job in the settings and without this machine's paths: its file can be answered anywhere."""
     from memfit.models import catalog
 
     stated = to_dict(job)
@@ -217,7 +217,8 @@ def described(trace: Trace, job: Job, *, rank: int, stage: int) -> Trace:
         from memfit.trace.job import config_dict
 
         stated["model"] = {"config": config_dict(job)}  # a path means nothing on another machine
-    return replace(trace, settings={**trace.settings, "job": stated, "rank": rank, "stage": stage})
+    blocks = {uid: replace(block, source=short_source(block.source)) for uid, block in trace.blocks.items()}
+    return replace(trace, blocks=blocks, settings={**trace.settings, "job": stated, "rank": rank, "stage": stage})
 
 
 def shortened(job: Job, num_layers: int) -> Job:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memfit.trace.result import Block, RawEvent, Trace, any_layer
@@ -61,6 +62,15 @@ def extrapolate(traces: Sequence[Trace], layers: Sequence[int], num_layers: int)
     """
     if len(traces) != 3 or [n - layers[0] for n in layers] != [0, 1, 2] or num_layers < layers[2]:
         raise ValueError("three traces of consecutive depths, and a depth beyond them")
+    try:
+        return _extrapolated(traces, layers, num_layers)
+    except NotUniformError:
+        # A cache that is emptied (autocast's) frees in the order of a hash table. After a run of frees the allocator
+        # is in the same state whatever their order was, so they may be sorted.
+        return _extrapolated([_sorted_frees(trace) for trace in traces], layers, num_layers)
+
+
+def _extrapolated(traces: Sequence[Trace], layers: Sequence[int], num_layers: int) -> Trace:
     first, second, third = (_tagged(trace) for trace in traces)
     inserts = align(first.signs, second.signs)
     checked = _order(len(second.signs), inserts, 2)
@@ -68,6 +78,16 @@ def extrapolate(traces: Sequence[Trace], layers: Sequence[int], num_layers: int)
         raise NotUniformError("the third layer adds other events than the second")
     newest = _policies(first, second, third, inserts, checked)
     return _built(traces[1], second, _order(len(second.signs), inserts, num_layers - layers[0]), newest, num_layers)
+
+
+def _sorted_frees(trace: Trace) -> Trace:
+    """The trace with each run of frees in the order of what the blocks are, then of their age."""
+    names = {uid: repr(_kind(block)) for uid, block in trace.blocks.items()}
+    events: list[RawEvent] = []
+    for (frees, *_), group in groupby(trace.events, key=lambda e: (e.bytes < 0, e.phase, e.step, e.stream)):
+        run = list(group)
+        events += sorted(run, key=lambda e: (names[e.id], e.id)) if frees else run
+    return replace(trace, events=tuple(events))
 
 
 def _tagged(trace: Trace) -> _Tagged:
