@@ -44,6 +44,8 @@ def _check(word, rule, value, schema, root, path):
             return [] if len(value) >= rule else [f"{path}: fewer than {rule}"]
         case "maxItems":
             return [] if len(value) <= rule else [f"{path}: more than {rule}"]
+        case "required" | "properties" | "additionalProperties" if not isinstance(value, dict):
+            return []  # as JSON Schema has it: these say nothing about null, `type` does
         case "required":
             return [f"{path}: {name} is missing" for name in rule if name not in value]
         case "properties":

@@ -1,3 +1,4 @@
+import random
 from dataclasses import replace
 
 import pytest
@@ -100,16 +101,39 @@ def test_layers_that_differ_are_refused():
         extrapolate(uniform, (3, 4, 6), 12)
 
 
-def test_blocks_freed_in_another_order_are_refused():
+def test_blocks_freed_in_no_order_at_all_are_extrapolated_by_what_they_are():
+    """A cache that is emptied frees in any order; the allocator ends in the same state."""
+
+    def shuffled(num_layers, seed):
+        trace = model(num_layers, [600, 3 << 20])
+        events = list(trace.events)
+        run = [i for i, e in enumerate(events) if e.bytes < 0 and e.phase == "optimizer"]
+        mixed = random.Random(seed).sample([events[i] for i in run], len(run))
+        for i, event in zip(run, mixed, strict=True):
+            events[i] = event
+        return replace(trace, events=tuple(events))
+
+    found = extrapolate([shuffled(n, n) for n in (3, 4, 5)], (3, 4, 5), 12)
+    full = shuffled(12, 1)
+    assert found.phase_peaks() == full.phase_peaks()
+    assert found.simulate().reserved_peak == full.simulate().reserved_peak
+    assert found.simulate().allocated == full.simulate().allocated
+
+
+def test_blocks_kept_in_another_order_are_refused():
     """The sequence alone looks alike; which block a free means does not."""
-    traces = [model(n, [600]) for n in (3, 4, 5)]
-    last = traces[2]
-    frees = [i for i, e in enumerate(last.events) if e.bytes < 0 and last.blocks[e.id].phase == "optimizer"]
-    events = list(last.events)
-    a, b = frees[0], frees[2]
-    events[a], events[b] = events[b], events[a]
+
+    def twice(num_layers, pick):
+        b = Builder()
+        kept = [b.alloc(600, f"layers.{k}") for k in range(num_layers)]
+        for k in pick:
+            b.free(kept[k])
+            b.free(b.alloc(900, "layers.0", "backward"))
+        return b.trace()
+
+    orders = ([2, 1, 0], [3, 2, 1, 0], [4, 0, 3, 1, 2])
     with pytest.raises(NotUniformError, match="order"):
-        extrapolate([*traces[:2], replace(last, events=tuple(events))], (3, 4, 5), 9)
+        extrapolate([twice(n, order) for n, order in zip((3, 4, 5), orders, strict=True)], (3, 4, 5), 9)
 
 
 @given(
@@ -159,7 +183,7 @@ def test_a_model_that_turns_out_not_to_be_uniform_is_traced_in_full():
 
 STRATEGIES = {
     "plain": {},
-    "recomputed, autocast": {"checkpointing": 1, "params": "fp32", "autocast": "bf16"},
+    "recomputed": {"checkpointing": 1},
     "fused, accumulated": {"optimizer": "adamw-fused", "grad_accum": 2},
     "lora": {"lora": {"r": 8, "target_modules": "all-linear"}},
     "sharded": {"ranks": 8, "shard": True, "params": "fp32", "compute": "bf16", "reduce": "fp32"},
@@ -178,6 +202,17 @@ def test_a_real_model_from_three_depths_is_the_full_trace(name):
     fields = STRATEGIES[name]
     shallow = [traced(num_layers=n, **fields) for n in (3, 4, 5)]
     same(extrapolate(shallow, (3, 4, 5), 9), traced(num_layers=9, **fields))
+
+
+@pytest.mark.slow
+def test_autocast_from_three_depths_is_the_full_trace():
+    """Not event for event: the order in which its cache is emptied changes from run to run."""
+    pytest.importorskip("torch")
+    fields = {"checkpointing": 1, "params": "fp32", "autocast": "bf16"}
+    found = extrapolate([traced(num_layers=n, **fields) for n in (3, 4, 5)], (3, 4, 5), 9)
+    full = traced(num_layers=9, **fields)
+    assert found.phase_peaks() == full.phase_peaks()
+    assert found.simulate().reserved_peak == full.simulate().reserved_peak
 
 
 @pytest.mark.slow

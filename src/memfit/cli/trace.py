@@ -157,6 +157,7 @@ def _run(
     ranks = predicted.resolved.values["dp"] * predicted.resolved.values["tp"]
     if rank >= ranks:
         raise MemfitError(f"there is no rank {rank}", hint=f"data and tensor parallel ranks are 0 to {ranks - 1}")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice is about using models, not tracing them
     try:
         trace = trace_job_deep(predicted, full=full, rank=rank, stage=stage, **options)
     except MemfitError:

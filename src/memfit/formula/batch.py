@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
 from typing import Any
 
 import msgspec
@@ -33,33 +29,20 @@ _FEW = 4
 _encode = msgspec.json.Encoder().encode
 
 
-def run(lines: Iterable[bytes], *, full: bool = False, workers: int | None = None) -> Iterator[bytes]:
+def run(lines: Iterable[bytes], *, full: bool = False) -> Iterator[bytes]:
     """One JSON result for each job line, in order.
 
     Args:
         lines: job documents, or objects with ``job`` and optionally ``id`` (truth records are such objects). Empty
             lines give nothing.
         full: also compute assumptions and changes for each job.
-        workers: processes; None takes one for each core (at most 8) when there is more than one chunk of lines.
 
     Yields:
         The result document of the job, or ``{"id", "line", "error"}`` for a line that cannot be answered.
     """
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    chunks = iter(lambda: list(islice(numbered, CHUNK)), [])
-    first = next(chunks, [])
-    second = next(chunks, []) if len(first) == CHUNK else []
-    processes = min(os.cpu_count() or 1, 8) if workers is None else workers
-    if not second or processes < 2:
-        for chunk in (first, second, *chunks) if second else (first,):
-            yield from answer(chunk, full)
-        return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        waiting = deque(pool.submit(answer, chunk, full) for chunk in (first, second))
-        while waiting:
-            while len(waiting) <= processes and (chunk := next(chunks, [])):
-                waiting.append(pool.submit(answer, chunk, full))
-            yield from waiting.popleft().result()
+    while chunk := list(islice(numbered, CHUNK)):
+        yield from answer(chunk, full)
 
 
 def _read(line: bytes) -> tuple[Any, Any]:

@@ -83,15 +83,15 @@ def sampled(trace: Trace, names: Sequence[str], most: int = POINTS) -> list[Poin
     place = {uid: column[block.component] for uid, block in trace.blocks.items()}
     width = max(-(-len(trace.events) // most), 1)
     out: list[Point] = []
-    total, best = 0, -1
+    total, best = 0, 0
     for index, event in enumerate(trace.events):
-        if index % width == 0:
-            best = -1
-            out.append(Point(index, 0, ()))
         size = rounded(event.bytes) if event.bytes > 0 else -rounded(-event.bytes)
         sums[place[event.id]] += size
         total += size
-        if total > best:
+        if index % width == 0:
+            best = total
+            out.append(Point(index, total, tuple(sums)))
+        elif total > best:
             best = total
             out[-1] = Point(index, total, tuple(sums))
     return out

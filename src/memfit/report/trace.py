@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memfit.report.estimate import warnings
+from memfit.report.json import SCHEMA_VERSION
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
 from memfit.report.verdict import STYLES
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 TENSORS = 20
 """Largest groups of tensors that are shown."""
-SCHEMA_VERSION = 1
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _CLEAR = 0.02
 """A difference between formula and trace is coloured above this share of the traced peak."""
@@ -199,7 +199,9 @@ def trace_document(answer: Answer) -> dict[str, Any]:
         if event is None
         else {"index": index, "phase": event.phase, "step": event.step, "op": trace.blocks[event.id].op},
         "label": answer.label,
-        "components": book.to_dict()["components"],
+        "components": [
+            {"name": e.component, "what": e.name, "bytes": e.bytes, "provenance": e.provenance} for e in book.entries
+        ],
         "steps": [trace.peak(step=step)[1] for step in range(trace.steps)],
         "phases": [
             {"phase": p.name, "allocated_bytes": p.allocated_bytes, "reserved_bytes": p.reserved_bytes}

@@ -21,6 +21,7 @@ from memfit.trace.result import Block, RawEvent, Trace
 SCHEMA = 1
 MAX_BYTES = 1 << 29
 """Largest document that is read, unpacked: 405B on 512 ranks takes about a tenth of it."""
+MAX_STEPS = 10_000
 _TEXTS = ("op", "module", "phase", "dtype", "component", "source")
 _NUMBERS = ("id", "bytes", "step", "stream")
 _FLAGS = ("recompute", "hidden")
@@ -107,11 +108,14 @@ def _trace(document: dict[str, Any]) -> Trace:
     )
     if any(event.id not in blocks for event in events):
         raise ValueError("an event names a block that is not there")
+    json.dumps((document["settings"], document["seconds"]), allow_nan=False)  # refuses what is no JSON number
+    if _typed(document["steps"], int) > MAX_STEPS:
+        raise ValueError(f"{document['steps']} steps")
     return Trace(
         events=events,
         blocks=blocks,
         engine=_typed(document["engine"], str),
-        steps=_typed(document["steps"], int),
+        steps=document["steps"],
         seconds=float(document["seconds"]),
         num_ops=_typed(document["num_ops"], int),
         settings=_typed(document["settings"], dict),

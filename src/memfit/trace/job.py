@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memfit.errors import JobError, JobErrors, MissingError
+from memfit.errors import JobError, JobErrors, MemfitError, MissingError
 from memfit.job import Completed, Job, Task, complete
 from memfit.trace.hidden import Gpu
 from memfit.trace.result import Trace
 from memfit.trace.training import Training
+
+if TYPE_CHECKING:
+    from memfit.hardware import Gpu as Card
 
 FUSED_ADAMW = frozenset({"transformers", "trl", "axolotl", "swift", "torchtitan", "litgpt"})
 """Frameworks whose AdamW is fused by default: TrainingArguments.optim, torchtitan's optimizer.implementation."""
@@ -45,6 +48,11 @@ def trace_job(
     """
     done = job if isinstance(job, Completed) else complete(job)
     training, warnings = training_of(done.job, rank=rank, stage=stage, num_layers=num_layers)
+    if engine == "meta" and training.engine != "meta":
+        raise MemfitError(
+            "this job needs the engine fake-cuda: meta knows no autocast, no FSDP2 and no tensor parallelism",
+            hint="leave the engine to `auto`",
+        )
     try:
         from memfit.trace.program import run_training
         from memfit.trace.unlock import UnlockError
@@ -57,6 +65,8 @@ def trace_job(
         raise MissingError(
             f"this job needs fake CUDA tensors: {error}", hint="torch 2.11 or later, Linux x86_64 is known to work"
         ) from error
+    if (card := done.job.hardware.gpu) is not None and lookup(card).compute_capability is None:
+        warnings.append("the kernels are those of an NVIDIA H100: what others take inside of kernels is not known")
     return trace.with_warnings((*done.warnings, *warnings))
 
 
@@ -64,10 +74,7 @@ def target(name: str | None) -> Gpu:
     """The properties of a card of the catalog that kernels depend on; an H100 when it is not an NVIDIA card."""
     if name is None:
         return Gpu()
-    from memfit.hardware import lookup_gpu
-
-    found = lookup_gpu(name)
-    card = found[0] if isinstance(found, tuple) else found
+    card = lookup(name)
     capability = card.compute_capability
     if capability is None:
         return Gpu()
@@ -78,6 +85,14 @@ def target(name: str | None) -> Gpu:
         total_bytes=card.total_bytes,
         name=card.title,
     )
+
+
+def lookup(name: str) -> Card:
+    """The card of the catalog."""
+    from memfit.hardware import lookup_gpu
+
+    found = lookup_gpu(name)
+    return found[0] if isinstance(found, tuple) else found
 
 
 def training_of(
@@ -138,6 +153,7 @@ def training_of(
             stage=stage,
             schedule=plan.pp_schedule or "1f1b",
             fp32_outputs=mixed and not shard and plan.framework in ACCELERATE,
+            keep_outputs=plan.framework == "torch",  # a plain loop holds `out` until the step ends; trainers do not
         ),
         warnings,
     )
