@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,7 @@ from memfit.formula.runtime import nccl_bytes
 from memfit.formula.setup import choices, setup
 from memfit.formula.step import Moment
 from memfit.formula.training import StagePeak, card_of, context_bytes, dims_of, peaks
-from memfit.job import parse
+from memfit.job import Job, parse
 
 CHUNK = 2048
 """Lines that are read before any is answered; answers keep the order of the lines."""
@@ -27,6 +28,7 @@ _FEW = 4
 """Groups smaller than this are answered one job at a time."""
 
 _encode = msgspec.json.Encoder().encode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def run(lines: Iterable[bytes], *, full: bool = False) -> Iterator[bytes]:
@@ -45,18 +47,37 @@ def run(lines: Iterable[bytes], *, full: bool = False) -> Iterator[bytes]:
         yield from answer(chunk, full)
 
 
-def _read(line: bytes) -> tuple[Any, Any]:
-    """(id, job mapping) of a line."""
+def _read(line: bytes) -> tuple[Any, msgspec.Raw | dict[str, msgspec.Raw]]:
+    """(id, job as raw JSON or as its sections) of a line."""
     try:
-        data = msgspec.json.decode(line)
+        data = _fields(line)
+        job_id = msgspec.json.decode(data.pop("id", b"null"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputFileError(f"the line is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise InputFileError("the line is not a JSON object")
-    if "job" in data:
-        return data.get("id"), data["job"]
-    job = dict(data)
-    return job.pop("id", None), job
+        msgspec_says = str(error).removesuffix(" - at `$`")
+        raise InputFileError(f"the line is not a JSON object: {msgspec_says}") from None
+    return job_id, data.get("job", data)
+
+
+@lru_cache(maxsize=1 << 14)
+def _section(name: str, text: bytes) -> Any:
+    """One section of a job; the lines of a sweep share most of theirs."""
+    return getattr(parse({name: msgspec.json.decode(text)}), name)
+
+
+def _job(job: msgspec.Raw | dict[str, msgspec.Raw]) -> Job:
+    """The job of a line; a fault anywhere reads the whole document anew, so that all faults are told at once."""
+    try:
+        sections = job if isinstance(job, dict) else _fields(job)
+        if "schema" not in sections:
+            return Job(**{name: _section(name, bytes(text)) for name, text in sections.items()})
+    except (MemfitError, msgspec.DecodeError, TypeError, RecursionError):
+        pass
+    if isinstance(job, dict):
+        return parse({name: msgspec.json.decode(text) for name, text in job.items()})
+    whole = msgspec.json.decode(job)
+    if not isinstance(whole, dict):
+        raise JobError("job", "must be a table of sections")
+    return parse(whole)
 
 
 def answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
@@ -67,9 +88,7 @@ def answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
         job_id = None
         try:
             job_id, job = _read(line)
-            if not isinstance(job, dict):
-                raise JobError("job", "must be a table of sections")
-            resolved = resolve(parse(job))
+            resolved = resolve(_job(job))
             if full or resolved.values["kind"] == "serve":
                 answers[index] = _encode(estimate(resolved.stated).to_dict(job_id, full=full))
                 continue
