@@ -125,7 +125,7 @@ def batch(quick: bool) -> list[Line]:
     for i in range(count):
         job = {
             "model": {"name": ("llama-3.1-8b", "qwen2.5-7b", "mistral-7b")[i % 3]},
-            "task": {"kind": "train", "seq_len": 1024 * (1 + i % 16)},
+            "task": {"kind": "train", "seq_len": 1024 + i},
             "strategy": {"framework": "torchtitan", "micro_batch": 1 + i % 8, "zero": i % 4, "dp": 8},
             "hardware": {"gpu": "h100-sxm-80gb", "gpus": 8},
         }

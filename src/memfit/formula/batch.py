@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
@@ -82,6 +83,16 @@ def _job(job: msgspec.Raw | dict[str, msgspec.Raw]) -> Job:
 
 def answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
     """The results of numbered lines."""
+    collecting = gc.isenabled()
+    gc.disable()  # thousands of small objects would set off collections that find nothing
+    try:
+        return _answer(chunk, full)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
     answers: list[bytes | None] = [None] * len(chunk)
     groups: dict[Any, list[tuple[int, Any, Resolved]]] = {}
     for index, (number, line) in enumerate(chunk):

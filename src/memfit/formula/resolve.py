@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any
 
 from memfit.errors import JobError, UnknownNameError
 from memfit.formula import profile as profiles
 from memfit.hardware import Gpu, lookup_gpu
-from memfit.job import Completed, Hardware, Job, Strategy, Task, complete
+from memfit.job import Completed, Job, complete
 from memfit.models import Architecture
 from memfit.models import resolve as resolve_model
 from memfit.units import GIB
@@ -39,10 +38,6 @@ class Resolved:
     others_bytes: int
     values: Mapping[str, Any] = field(hash=False)
     stated: Job
-
-
-_NAMES = tuple(f.name for section in (Task, Strategy, Hardware) for f in fields(section))
-_TASK, _STRATEGY, _HARDWARE = (attrgetter(*(f.name for f in fields(section))) for section in (Task, Strategy, Hardware))
 
 
 def _by_name(name: str, family: str | None) -> tuple[Architecture, str]:
@@ -112,8 +107,6 @@ def resolve(job: Job) -> Resolved:
         arch, origin = resolve_model(model.config, as_family=family)
     else:
         arch, origin = _by_name(str(model.name), family)
-    job_ = completed.job
-    values = dict(zip(_NAMES, (*_TASK(job_.task), *_STRATEGY(job_.strategy), *_HARDWARE(job_.hardware)), strict=True))
     hardware = completed.job.hardware
     gpu = None
     if hardware.gpu:
@@ -134,6 +127,6 @@ def resolve(job: Job) -> Resolved:
         gpu=gpu,
         capacity_bytes=capacity,
         others_bytes=round((hardware.others_gib or 0) * GIB),
-        values=values,
+        values=completed.values,
         stated=job,
     )

@@ -119,6 +119,7 @@ def complete(job: Job, defaults: Mapping[str, Any] | None = None) -> Completed:
         ),
         origins=origins,
         warnings=warnings(v, stated),
+        values=v,
     )
 
 

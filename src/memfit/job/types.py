@@ -121,8 +121,10 @@ class Completed:
         job: the job; only fields whose table row is ``optional`` may still be None.
         origins: dotted path -> "stated", "profile", "default" or "derived", for every field of the table.
         warnings: settings that have no effect or are likely not meant, one sentence each.
+        values: the fields of task, strategy and hardware by name, flat.
     """
 
     job: Job
     origins: Mapping[str, str] = field(hash=False)
     warnings: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
