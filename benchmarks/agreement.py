@@ -326,7 +326,7 @@ def layer_rows(name: str, p: Prediction, t: dict[str, Any], *, detail: bool) -> 
             off = percent(kept[owner], theirs)
             rows.append(f"  {name:16s} {owner:28s} {kind.block.kind:14s} {kept[owner]:>14d} {theirs:>14d} {off} %\n")
             if detail:
-                program = kind.checkpointed if s.choices.checkpointing != "none" else kind.plain
+                program = kind.program
                 atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
                 form = program.checkpoint if s.choices.checkpointing != "none" else program.kept
                 rows.append(f"      formula {spelled(form, atoms)}\n")
@@ -343,7 +343,7 @@ def form_rows(p: Prediction) -> list[str]:
     out.extend(f"      tail {size} {words}\n" for size, words in ranked[:-4:-1])
     for kind in tower.kinds:
         atoms = p.model.atoms(tower, kind, p.model.d.tokens, p.model.d.stream_tokens)
-        forms = kind.plain.backward if p.setup.choices.checkpointing == "none" else kind.checkpointed.recompute
+        forms = kind.program.backward if p.setup.choices.checkpointing == "none" else kind.program.recompute
         ranked = sorted((evaluate(form, atoms), spelled(form, atoms)) for form in forms)
         out.extend(f"      {kind.block.kind} {size} {words}\n" for size, words in ranked[:-4:-1])
     return out

@@ -57,7 +57,7 @@ def kept_of_layers(**fields: Any) -> list[int]:
     tower = s.decoder
     out = []
     for kind in tower.kinds:
-        form = kind.plain.kept if s.choices.checkpointing == "none" else kind.checkpointed.checkpoint
+        form = kind.program.kept if s.choices.checkpointing == "none" else kind.program.checkpoint
         out.append(int(evaluate(form, model.atoms(tower, kind, d.tokens, d.stream_tokens))))
     return out
 

@@ -78,14 +78,12 @@ class Profile:
     optimizer_impl: str = "foreach"
     vocab_parallel: bool = False
     gather_inputs: bool = False
-    grouped_experts: bool = False
     hold_logits: bool = False
     adapter_fp32: bool = False
     adapter_dropout: float = 0.0
     kbit_fp32: bool = False
     kbit_activations: bool = False
     quantize_head: bool = False
-    inputs_grad: bool = False
     reference: bool = False
     balance_cost: bool = False
     expandable: bool = False

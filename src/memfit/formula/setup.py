@@ -76,8 +76,7 @@ class Kind:
     """One kind of block in one stack: programs and weights; ``idle`` are the weights of a layer that is not trained."""
 
     block: Block
-    plain: Program
-    checkpointed: Program
+    program: Program
     held: Held
     idle: Held
     trains: bool
@@ -158,7 +157,6 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
         rope="fused" if prof.rope == "fused" else "composite",
         attention=attention,  # type: ignore[arg-type]
         masks=c.attention == "sdpa",
-        loop_experts=not prof.grouped_experts,
         compiled=c.compile,
         checkpoint=checkpoint,  # type: ignore[arg-type]
         gather_inputs=prof.gather_inputs,
@@ -167,7 +165,7 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
         lora=tuple((t, c.training.rank) for t in targets) if adapters else (),
         lora_width=4 if prof.adapter_fp32 and low and not scheme.autocast else width,
         lora_cast=prof.adapter_fp32 and low,
-        lora_dropout=c.adapter_dropout,
+        lora_dropout=c.adapter_dropout or prof.adapter_dropout > 0,
         dora=c.training.dora,
         dequantize=adapters and c.weights not in ("fp32", "bf16", "fp16"),
         weight_grads=fresh,
@@ -245,7 +243,6 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
         kinds.append(
             Kind(
                 block,
-                played,
                 played,
                 held(block.tensors, how, quantise=quantise),
                 held(block.tensors, c.training, quantise=quantise, train=False),

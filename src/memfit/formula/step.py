@@ -203,7 +203,7 @@ class StageModel:
             return 0
         if "activations" in self.c.offload:
             return 0
-        form = kind.checkpointed.checkpoint if self.is_checkpointed(layer) else kind.plain.kept
+        form = kind.program.checkpoint if self.is_checkpointed(layer) else kind.program.kept
         return evaluate(form, self.atoms(tower, kind, tokens, stream))
 
     def kept_upto(self, tower: Tower, layers: list[int], tokens: Int, stream: Int) -> list[Int]:
@@ -349,7 +349,7 @@ class StageModel:
             for layer in self.indices:
                 kind = kinds[tower.stack.layout[layer]]
                 atoms = self.atoms(tower, kind, self.d.tokens, self.d.stream_tokens)
-                program = kind.checkpointed
+                program = kind.program
                 form = program.checkpoint if self.is_checkpointed(layer) else program.kept
                 total = total + evaluate(form, atoms)
         return total

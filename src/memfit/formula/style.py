@@ -19,7 +19,6 @@ class Style:
         rope: ``composite`` makes temporaries of q and k; ``fused`` none.
         attention: ``flash``; ``efficient`` (keys and values repeated to all heads); ``eager`` keeps score matrices.
         masks: attention runs through SDPA, which needs a mask tensor for windows and takes no unlike head dims.
-        loop_experts: experts run in a loop over gathered tokens; else one grouped product.
         compiled: a compiler keeps matrix products and recomputes what is cheap.
         checkpoint: what checkpointing keeps of a checkpointed block: ``full``, ``selective`` or ``attention``.
         gather_inputs: with sequence parallelism, the gathered input of a column-parallel product is kept
@@ -43,7 +42,6 @@ class Style:
     rope: Literal["composite", "fused"] = "composite"
     attention: Literal["flash", "efficient", "eager"] = "flash"
     masks: bool = False
-    loop_experts: bool = True
     compiled: bool = False
     checkpoint: Literal["full", "selective", "attention"] = "full"
     gather_inputs: bool = False

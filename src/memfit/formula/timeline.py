@@ -271,7 +271,7 @@ class Player:
             kind = tower.kinds[tower.stack.layout[layer]]
             atoms = self._atoms(tower, kind)
             checkpointed = self.m.is_checkpointed(layer)
-            program = kind.checkpointed if checkpointed else kind.plain
+            program = kind.program
             mine: dict[int, tuple[int, int]] = {}
             if self._idle(layer):
                 x = self._pass(program.scripts["first"], atoms, x, program.output, layer)
@@ -338,7 +338,7 @@ class Player:
             self._gather(layer, gathered)
             kind = tower.kinds[tower.stack.layout[layer]]
             checkpointed = self.m.is_checkpointed(layer)
-            program = kind.checkpointed if checkpointed else kind.plain
+            program = kind.program
             mine = run.live.pop(layer)
             self.play(program.scripts["again" if checkpointed else "backward"], self._atoms(tower, kind), mine, layer)
             self.free(*gradient)
