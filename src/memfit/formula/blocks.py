@@ -50,7 +50,6 @@ class Recorder:
         self.style = style
         self.tape = Tape(compiled=style.compiled)
         self.lora = dict(style.lora)
-        self._cast: dict[int, Value] = {}
         self._gathered: dict[int, Value] = {}
 
     # -- pieces ---------------------------------------------------------------------------------------------------

@@ -108,7 +108,6 @@ class Optimizer:
     block: int = 0
     matrix_only: bool = False
     rest: str = ""
-    factored: bool = False
     largest_temp: int = 0
     paged: bool = False
     rank: int = 0
