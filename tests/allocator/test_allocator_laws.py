@@ -280,3 +280,10 @@ def test_direct_use_of_the_allocator():
     assert caught.value.facts.free == 10 * MIB
     allocator.free(block)
     assert allocator.malloc(40 * MIB).size == 40 * MIB
+
+
+@pytest.mark.parametrize("text", ["", "expandable_segments:True"])
+def test_the_work_does_not_grow_with_the_bytes(text):
+    size = 10**40  # counted page by page, this would never end
+    capacity = smallest_capacity([(ALLOC, "huge", size, 0), (FREE, "huge")], text)
+    assert 0 <= capacity - size < 64 * MIB

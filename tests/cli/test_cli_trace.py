@@ -186,6 +186,15 @@ def test_a_hostile_file_is_one_clear_error(tmp_path):
     assert "cannot read the trace" in refused(str(tmp_path / "missing.memfit"))
 
 
+def test_a_block_larger_than_any_gpu_is_damage(tmp_path):
+    path = tmp_path / "a.memfit"
+    saved(path)
+    document = json.loads(gzip.decompress(path.read_bytes()))
+    document["events"]["bytes"][0] = 10**40
+    path.write_bytes(gzip.compress(json.dumps(document).encode()))
+    assert "a block of" in refused(str(path))
+
+
 JUNK = [None, "x", -1, 10**12, 10**40, [], {}, [[]], float("nan"), True]
 
 

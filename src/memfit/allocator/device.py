@@ -84,14 +84,14 @@ class Device:
         self._slot += 1
         return (slot + 1) << 40
 
-    def take(self, size: int) -> bool:
-        """Whether ``size`` bytes, rounded up to the driver's granularity, could be taken; takes them."""
-        size = (size + GRANULE - 1) & -GRANULE
+    def take(self, size: int, count: int = 1) -> bool:
+        """Whether ``count`` times ``size`` bytes, each rounded up to the driver's granularity, were free; takes them."""
+        size = ((size + GRANULE - 1) & -GRANULE) * count
         if self.used + size + self.others > self.capacity:
             return False
         self.used += size
         return True
 
-    def give(self, size: int) -> None:
-        """Return bytes taken before."""
-        self.used -= (size + GRANULE - 1) & -GRANULE
+    def give(self, size: int, count: int = 1) -> None:
+        """Return what `take` took."""
+        self.used -= ((size + GRANULE - 1) & -GRANULE) * count

@@ -61,8 +61,7 @@ def unmap(allocator: CachingAllocator, block: Block) -> None:
     _merge_unmapped(block, pool)
     allocator.moved(block)
     pool.add_unmapped(block)
-    for _ in range(last - first):
-        allocator.device.give(page)
+    allocator.device.give(page, last - first)
     allocator.add_reserved(pool, -size)
     allocator.log("segment_unmap", start, size, block)
     if block.prev is None and block.next is None:  # nothing left: the range itself is given back
@@ -124,11 +123,8 @@ def _map(allocator: CachingAllocator, block: Block, size: int) -> bool:
     assert segment is not None
     page = segment.page
     pages = -(-size // page)
-    for taken in range(pages):
-        if not device.take(page):
-            for _ in range(taken):
-                device.give(page)
-            return False
+    if not device.take(page, pages):
+        return False
     mapped = pages * page
     pool.remove_unmapped(block)
     if mapped < block.size:

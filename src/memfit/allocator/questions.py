@@ -44,7 +44,7 @@ def smallest_capacity(
     low = free.requested_peak // GRANULE * GRANULE + others - GRANULE  # cannot finish
     high = -(-int(free.reserved_peak / share) // GRANULE) * GRANULE + others
     while not finishes(high):  # a limit by fraction or by garbage collection acts differently on a small device
-        low, high = high, high + (high - low)
+        low, high = high, high + 2 * (high - low)
     while high - low > GRANULE:
         middle = low + (high - low) // GRANULE // 2 * GRANULE
         if finishes(middle):

@@ -69,6 +69,8 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         value = _build(yaml.parse(text, Loader=loader), name)
     except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):  # libyaml's own limit, met while it reads ahead
+            raise InputFileError(f"{name} is nested more than {MAX_DEPTH} deep") from None
         mark = error.problem_mark
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise InputFileError(f"{name} is not YAML: {error.problem or 'unreadable'}{where}") from None

@@ -22,6 +22,8 @@ SCHEMA = 1
 MAX_BYTES = 1 << 29
 """Largest document that is read, unpacked: 405B on 512 ranks takes about a tenth of it."""
 MAX_STEPS = 10_000
+MAX_BLOCK_BYTES = 1 << 40
+"""Largest allocation in a trace, several times the memory of any GPU: more is a damaged file."""
 _TEXTS = ("op", "module", "phase", "dtype", "component", "source")
 _NUMBERS = ("id", "bytes", "step", "stream")
 _FLAGS = ("recompute", "hidden")
@@ -108,6 +110,8 @@ def _trace(document: dict[str, Any]) -> Trace:
     )
     if any(event.id not in blocks for event in events):
         raise ValueError("an event names a block that is not there")
+    if (largest := max((abs(event.bytes) for event in events), default=0)) > MAX_BLOCK_BYTES:
+        raise ValueError(f"a block of {largest} bytes")
     json.dumps((document["settings"], document["seconds"]), allow_nan=False)  # refuses what is no JSON number
     if _typed(document["steps"], int) > MAX_STEPS:
         raise ValueError(f"{document['steps']} steps")
