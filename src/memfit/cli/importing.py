@@ -30,9 +30,10 @@ def command(
     yaml: bool,
     **_: Any,
 ) -> int:
-    """Other tools' configurations as a job: accelerate, transformers, TRL, DeepSpeed, axolotl, LLaMA-Factory, torchtitan.
+    """Other tools' configurations as a job.
 
-    Several FILEs that belong together make one job; the first wins. What was not understood is said on standard error.
+    Read are accelerate, transformers, TRL, DeepSpeed, axolotl, LLaMA-Factory and torchtitan. Several FILEs
+    that belong together make one job; the first wins. What was not understood is said on standard error.
     Flags of the job win over the files: most configurations do not say which card they run on.
 
     \b

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.target import File, Target
@@ -79,7 +79,7 @@ def train(plan: Plan) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-_MAIN = '''
+_MAIN = """
 def main():
     args = arguments()
     accelerator = Accelerator(gradient_accumulation_steps=GRAD_ACCUM)
@@ -110,14 +110,19 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 def write(plan: Plan) -> list[File]:
     """The configuration and the loop."""
     run = [command(plan)]
-    text = commented(header(plan, "configuration of accelerate", run)) + yaml(config(plan))
-    return [File(name="accelerate.yaml", text=text), File(name="train.py", text=train(plan))]
+    text = commented(header(plan, "configuration of accelerate", run)) + "\n" + yaml(config(plan))
+    start = launch.run_script(plan, "start of the training loop", command(plan))
+    return [
+        File(name="accelerate.yaml", text=text),
+        File(name="train.py", text=train(plan)),
+        File(name="run.sh", text=start, executable=True),
+    ]
 
 
 def command(plan: Plan) -> str:
@@ -135,11 +140,13 @@ def read(source: Source) -> Found:
     if gpus and machines and gpus % machines == 0:
         found.set("gpus_per_node", gpus // machines)
     mixed = keys.take("mixed_precision")
-    words = {"bf16": "bf16-mixed", "fp16": "fp16-mixed", "fp8": "fp8", "no": None, "False": None, "None": None}
+    words = {"bf16": "bf16-mixed", "fp16": "fp16-mixed", "fp8": "fp8", "no": "fp32", "False": "fp32", "None": None}
     if str(mixed) in words:
         found.set("precision", words[str(mixed)])
     elif mixed is not None:
         keys.odd("mixed_precision", mixed)
+    if found.get("precision") == "fp32":
+        found.warn("`mixed_precision` = no is read as fp32: the dtype in which the script loads the model decides")
     dynamo = keys.table("dynamo_config")
     found.set("compile", True if str(dynamo.take("dynamo_backend") or "NO").upper() not in ("NO", "FALSE") else None)
     dynamo.everything()
@@ -166,7 +173,7 @@ def read(source: Source) -> Found:
     found.set("cp", next((n for n in (sizes["cp"], sizes["sp"]) if n and n > 1), None))
     if kind not in ("NO", "FSDP", "DEEPSPEED", "MULTI_GPU", "MULTI_CPU"):
         keys.odd("distributed_type", kind)
-    keys.rest(_IGNORED)
+    keys.rest("accelerate")
     found.set("framework", "deepspeed" if kind == "DEEPSPEED" else "transformers")
     if kind == "FSDP":
         found.set("framework_version", "fsdp")
@@ -189,11 +196,6 @@ def _read_deepspeed(source: Source, keys: Keys, found: Found) -> None:
     if moved:
         found.set("offload", tuple(moved))
 
-
-_IGNORED = frozenset(
-    """compute_environment debug machine_rank main_process_ip main_process_port main_training_function rdzv_backend
-    same_network use_cpu downcast_bf16 enable_cpu_affinity gpu_ids tpu_env tpu_use_cluster tpu_use_sudo""".split()
-)
 
 TARGET = Target(
     name="accelerate",
@@ -229,7 +231,6 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

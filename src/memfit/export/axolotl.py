@@ -8,7 +8,7 @@ from typing import Any
 
 from memfit.errors import JobError
 from memfit.export import hf, launch
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.target import File, Target
@@ -45,9 +45,13 @@ def _check(plan: Plan) -> Iterator[JobError]:
         yield cannot("strategy.attention", plan.attention, tool, why="context parallelism needs flash attention")
     if (plan.tp > 1 or plan.cp > 1) and kind == "deepspeed":
         lever = "tp" if plan.tp > 1 else "cp"
-        yield cannot(f"strategy.{lever}", plan.values[lever], tool, why="not with DeepSpeed here", hint="zero = 3 by FSDP2")
-    if plan.tp > 1 and (plan.adapters or kind == "ddp" and plan.dp > 1):
-        yield cannot("strategy.tp", plan.tp, tool, why="tensor parallelism goes with full training, alone or with FSDP2")
+        yield cannot(
+            f"strategy.{lever}", plan.values[lever], tool, why="not with DeepSpeed here", hint="zero = 3 by FSDP2"
+        )
+    if plan.tp > 1 and (plan.adapters or (kind == "ddp" and plan.dp > 1)):
+        yield cannot(
+            "strategy.tp", plan.tp, tool, why="tensor parallelism goes with full training, alone or with FSDP2"
+        )
     if "activations" in plan.offload and plan.checkpointing != "full":
         why = "activations are offloaded together with gradient checkpointing"
         yield cannot("strategy.offload", plan.offload, tool, why=why, hint="checkpointing = full")
@@ -85,7 +89,11 @@ def settings(plan: Plan) -> list[Setting]:
 
 def _dataset(plan: Plan) -> dict[str, Any]:
     if plan.method == "dpo":
-        return {"path": "argilla/ultrafeedback-binarized-preferences-cleaned", "type": "chat_template.argilla", "split": "train"}
+        return {
+            "path": "argilla/ultrafeedback-binarized-preferences-cleaned",
+            "type": "chat_template.argilla",
+            "split": "train",
+        }
     return {"path": "mhenrichsen/alpaca_2k_test", "type": "alpaca"}
 
 
@@ -124,7 +132,11 @@ def _method(plan: Plan) -> list[Setting]:
 
 def _regex(pattern: str) -> str:
     """A module name or a pattern with ``*`` as the regular expression that axolotl matches from the start."""
-    return ".*".join(re.escape(part) for part in pattern.split("*")) if "*" in pattern else rf".*\b{re.escape(pattern)}\b.*"
+    return (
+        ".*".join(re.escape(part) for part in pattern.split("*"))
+        if "*" in pattern
+        else rf".*\b{re.escape(pattern)}\b.*"
+    )
 
 
 def _pattern(regex: str) -> str:
@@ -219,7 +231,7 @@ def command(plan: Plan) -> str:
 
 def write(plan: Plan) -> list[File]:
     """The YAML, and DeepSpeed's JSON when ZeRO is DeepSpeed's."""
-    text = commented(header(plan, "configuration of axolotl", [command(plan)])) + yaml(settings(plan))
+    text = commented(header(plan, "configuration of axolotl", [command(plan)])) + "\n" + yaml(settings(plan))
     files = [File(name="axolotl.yaml", text=text)]
     if hf.engine(plan) == "deepspeed":
         files.append(File(name="deepspeed.json", text=json_text(hf.deepspeed_config(plan, trainer=True))))
@@ -250,9 +262,9 @@ def read(source: Source) -> Found:
     _read_parallel(source, keys, found)
     _read_precision(keys, found)
     found.set("framework", "axolotl")
-    if "deepspeed" in source.tree and source.tree["deepspeed"]:
+    if source.tree.get("deepspeed"):
         found.set("framework_version", "deepspeed")
-    keys.rest(_IGNORED)
+    keys.rest("axolotl")
     return found
 
 
@@ -265,7 +277,7 @@ def _read_method(keys: Keys, found: Found) -> None:
     names, also = keys.take("lora_target_modules"), keys.take("lora_modules_to_save")
     inner = keys.table("bnb_config_kwargs")
     kind, double = inner.take("bnb_4bit_quant_type"), inner.flag("bnb_4bit_use_double_quant")
-    inner.rest(("bnb_4bit_quant_storage", "bnb_4bit_compute_dtype"))
+    inner.rest(also=("bnb_4bit_quant_storage", "bnb_4bit_compute_dtype"))
     unfrozen = keys.take("unfrozen_parameters")
     if adapter in ("lora", "qlora", "dora"):
         low = four or eight or adapter == "qlora"
@@ -301,10 +313,7 @@ def _read_checkpointing(keys: Keys, found: Found) -> None:
 
 
 def _read_loss(keys: Keys) -> str | None:
-    fused = [
-        keys.flag(key)
-        for key in ("liger_fused_linear_cross_entropy", "cut_cross_entropy")
-    ]
+    fused = [keys.flag(key) for key in ("liger_fused_linear_cross_entropy", "cut_cross_entropy")]
     chunked = keys.flag("chunked_cross_entropy")
     keys.take("plugins")
     keys.take("chunked_cross_entropy_num_chunks")
@@ -338,10 +347,9 @@ def _read_precision(keys: Keys, found: Found) -> None:
         return
     mixed = "fp16" if fp16 else "bf16" if bf16 in (True, "auto", "full") or (bf16 is None and not plain) else None
     adapters = found.get("lora_rank") is not None
+    word = plain or "fp32"
     if mixed:
         word = f"{mixed}-mixed" if found.get("zero") or adapters else mixed
-    else:
-        word = plain or "fp32"
     found.values["strategy.precision"] = word
     if found.get("method") != "full" and found.get("weights") is None:
         found.set("weights", word.removesuffix("-mixed"))
@@ -355,15 +363,6 @@ def _defaults(job: Job) -> Mapping[str, Any]:
         chosen["strategy.weights"] = word
     return chosen
 
-
-_IGNORED = frozenset(
-    """sample_packing eval_sample_packing pad_to_sequence_len train_on_inputs group_by_length dataset_prepared_path
-    chat_template chat_template_jinja strict tokenizer_use_fast is_llama_derived_model lora_model_dir tokens flash_attn_fuse_mlp
-    liger_rope liger_rms_norm liger_glu_activation liger_swiglu liger_layer_norm lora_mlp_kernel lora_qkv_kernel
-    lora_o_kernel loss_watchdog_threshold loss_watchdog_patience heads_k_stride ring_attn_func dataset_processes
-    shuffle_merged_datasets pretraining_dataset test_datasets max_prompt_len rl_beta use_tensorboard seed
-    optim_target_modules base_model_config tokenizer_config hub_revision excess_length_strategy""".split()
-)
 
 TARGET = Target(
     name="axolotl",
@@ -402,7 +401,6 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Source
 from memfit.export.target import File, Target
@@ -41,12 +41,14 @@ def train(plan: Plan) -> str:
         script.build_model(plan, checkpoint=True, device_map='int(os.environ["LOCAL_RANK"])'),
         made,
         script.DATA,
-        _MAIN if not plan.compile else _MAIN.replace("    engine.train()", f"    engine.compile()  # {plan.note('compile')}\n    engine.train()"),
+        _MAIN
+        if not plan.compile
+        else _MAIN.replace("    engine.train()", f"    engine.compile()  # {plan.note('compile')}\n    engine.train()"),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-_MAIN = '''
+_MAIN = """
 def main():
     args = arguments()
     deepspeed.init_distributed()
@@ -74,7 +76,7 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 def write(plan: Plan) -> list[File]:
@@ -132,7 +134,6 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
-from memfit.export.text import Setting
 
 
 def _check(plan: Plan) -> Iterator[JobError]:
     tool = plan.target.tool
-    yield from (error for error in hf.checks(plan, "fsdp" if plan.zero == 3 else "ddp") if "GaLore" not in error.message)
+    yield from (
+        error for error in hf.checks(plan, "fsdp" if plan.zero == 3 else "ddp") if "GaLore" not in error.message
+    )
     yield from script.optimizer_faults(plan)
     if plan.optimizer == "muon" and plan.zero:
         why = "torch.optim.Muon orthogonalises whole matrices, not shards"
@@ -32,7 +33,12 @@ def _check(plan: Plan) -> Iterator[JobError]:
 
 
 def _imports(plan: Plan) -> list[str]:
-    names = [*script.model_imports(plan), *script.optimizer_imports(plan), "import os", "import torch.distributed as dist"]
+    names = [
+        *script.model_imports(plan),
+        *script.optimizer_imports(plan),
+        "import os",
+        "import torch.distributed as dist",
+    ]
     if plan.zero == 3:
         names.append("from torch.distributed.fsdp import fully_shard")
         names.append("from torch.distributed.device_mesh import init_device_mesh")
@@ -146,7 +152,7 @@ def _prepare(plan: Plan) -> str:
 def _sharded(plan: Plan) -> list[str]:
     options = [f"reshard_after_forward={plan.reshard}"]
     if plan.dp_shard == plan.dp:
-        mesh = f'init_device_mesh(device.type, ({plan.dp},))  # {plan.note("dp")}'
+        mesh = f"init_device_mesh(device.type, ({plan.dp},))  # {plan.note('dp')}"
     else:
         shape = f"({plan.dp // plan.dp_shard}, {plan.dp_shard})"
         mesh = f'init_device_mesh(device.type, {shape}, mesh_dim_names=("replicate", "shard"))  # hybrid sharding'
@@ -219,7 +225,7 @@ def _main(plan: Plan) -> str:
     if autocast:
         context.append("torch.autocast(device.type, torch.bfloat16)")
     if "activations" in plan.offload:
-        context.append("torch.autograd.graph.save_on_cpu(pin_memory=device.type == \"cuda\")")
+        context.append('torch.autograd.graph.save_on_cpu(pin_memory=device.type == "cuda")')
     if plan.zero != 3 and plan.grad_accum > 1:
         context.append("contextlib.nullcontext() if last or rank_count == 1 else model.no_sync()")
     if plan.loss in ("chunked", "fused"):
@@ -229,10 +235,7 @@ def _main(plan: Plan) -> str:
     else:
         forward = ["loss = model(input_ids=tokens, labels=tokens).loss"]
     body = [*forward, "(loss / GRAD_ACCUM).backward()"]
-    if context:
-        nested = [f"with {', '.join(context)}:", *(f"    {line}" for line in body)]
-    else:
-        nested = body
+    nested = [f"with {', '.join(context)}:", *(f"    {line}" for line in body)] if context else body
     clip = "torch.nn.utils.clip_grad_norm_(trained, 1.0)"
     if plan.zero == 3 and "parameters" in plan.offload:
         clip += "  # norms of host tensors"
@@ -286,7 +289,7 @@ def _saving(plan: Plan) -> list[str]:
     if plan.zero == 3:
         whole = "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))"
     else:
-        whole = "getattr(model, \"module\", model).state_dict()"
+        whole = 'getattr(model, "module", model).state_dict()'
     return [
         f"    weights = {whole}",
         "    if rank == 0:",
@@ -316,7 +319,11 @@ def write(plan: Plan) -> list[File]:
     before = "export PYTORCH_ALLOC_CONF=expandable_segments:True  # less slack\n" if plan.compile else ""
     return [
         File(name="train.py", text=whole),
-        File(name="run.sh", text=launch.run_script(plan, "start of the training script", command(plan), before), executable=True),
+        File(
+            name="run.sh",
+            text=launch.run_script(plan, "start of the training script", command(plan), before),
+            executable=True,
+        ),
     ]
 
 
@@ -361,7 +368,6 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

@@ -308,7 +308,7 @@ def read_deepspeed(tree: Mapping[str, Any], found: Found) -> None:
         moved.append("optimizer")
     if moved:
         found.set("offload", tuple(dict.fromkeys(moved)))
-    zero.rest(_ZERO_IGNORED)
+    zero.rest("deepspeed-zero")
     checkpointing = keys.table("activation_checkpointing")
     checkpointing.everything()
     optimizer = keys.table("optimizer")
@@ -319,21 +319,7 @@ def read_deepspeed(tree: Mapping[str, Any], found: Found) -> None:
     elif kind:
         found.warn(f"`optimizer.type` = {kind} was not understood")
     optimizer.everything()
-    keys.rest(_DEEPSPEED_IGNORED)
-
-
-_ZERO_IGNORED = frozenset(
-    """overlap_comm contiguous_gradients reduce_bucket_size allgather_bucket_size allgather_partitions reduce_scatter
-    stage3_max_live_parameters stage3_max_reuse_distance stage3_prefetch_bucket_size stage3_param_persistence_threshold
-    stage3_gather_16bit_weights_on_model_save stage3_gather_fp16_weights_on_model_save sub_group_size round_robin_gradients
-    ignore_unused_parameters""".split()
-)
-_DEEPSPEED_IGNORED = frozenset(
-    """gradient_clipping scheduler steps_per_print wall_clock_breakdown zero_allow_untested_optimizer
-    zero_force_ds_cpu_optimizer communication_data_type prescale_gradients gradient_predivide_factor
-    dump_state checkpoint data_types torch_autocast csv_monitor tensorboard wandb flops_profiler comms_logger
-    seq_parallel_communication_data_type""".split()
-)
+    keys.rest("deepspeed")
 
 
 def read_arguments(source: Source, keys: Keys, found: Found) -> None:
@@ -360,7 +346,7 @@ def read_liger(keys: Keys, found: Found) -> None:
     """The loss that Liger's kernels make."""
     config = keys.table("liger_kernel_config")
     fused = config.flag("fused_linear_cross_entropy")
-    config.rest(("rope", "rms_norm", "swiglu", "cross_entropy"))
+    config.rest(also=("rope", "rms_norm", "swiglu", "cross_entropy"))
     if keys.flag("use_liger_kernel", "use_liger") and fused is not False:
         found.set("loss", "fused")
 
@@ -388,16 +374,7 @@ def read_fsdp(keys: Keys, found: Found) -> None:
         found.set("checkpointing", "full")
     if config.flag("cpu_offload", "fsdp_offload_params", "offload_params") or "offload" in words.split():
         found.set("offload", ("optimizer", "parameters", "gradients"))
-    config.rest(_FSDP_IGNORED)
-
-
-_FSDP_IGNORED = frozenset(
-    name
-    for plain in """auto_wrap_policy transformer_layer_cls_to_wrap cpu_ram_efficient_loading state_dict_type
-    sync_module_states use_orig_params backward_prefetch backward_prefetch_policy forward_prefetch min_num_params
-    limit_all_gathers final_state_dict_type xla""".split()
-    for name in (plain, f"fsdp_{plain}")
-)
+    config.rest("fsdp")
 
 
 def read_deepspeed_file(source: Source, stated: Any, found: Found) -> None:

@@ -67,9 +67,8 @@ def import_files(
             raise InputFileError(f"{show_path(path)} does not hold a configuration: it is not a table")
         whole.merge(tool.read(Source(name=show_path(path), tree=tree, beside=partial(_beside, Path(path).parent))))
         tools.append(tool)
-    return Imported(
-        job=load(_document(whole), overrides), targets=tuple(tools), warnings=tuple(whole.warnings)
-    )
+    _settle(whole)
+    return Imported(job=load(_document(whole), overrides), targets=tuple(tools), warnings=tuple(whole.warnings))
 
 
 def recognise(tree: Any, name: str) -> Target:
@@ -83,8 +82,9 @@ def recognise(tree: Any, name: str) -> Target:
         if IMPORTS in keys:
             return target("torchtitan")
         for which in _ORDER:
-            if any(mark <= keys for mark in target(which).marks):
-                return target(which)
+            tool = target(which)
+            if not tool.never & keys and any(mark <= keys for mark in tool.marks):
+                return tool
         if keys & frozenset(SECTIONS) and not keys - {*SECTIONS, "schema"}:
             raise InputFileError(f"{name} is a job already", hint="give it to estimate or export as it is")
     hint = f"--from says which: {', '.join(READABLE)}"
@@ -114,6 +114,13 @@ def _beside(folder: Path, name: str) -> Any:
         except OSError:
             return None
     return None
+
+
+def _settle(found: Found) -> None:
+    """Files that state all batch sizes say how many data-parallel GPUs there are, where nothing else does."""
+    total, micro, accum = found.get("global_batch"), found.get("micro_batch"), found.get("grad_accum")
+    if total and micro and accum and total % (micro * accum) == 0 and not (found.get("dp") or found.get("gpus")):
+        found.set("dp", total // (micro * accum))
 
 
 def _document(found: Found) -> dict[str, Any]:

@@ -41,7 +41,14 @@ def write(plan: Plan) -> list[File]:
     master = []
     if plan.nodes > 1:
         master = ["export NODE_RANK=$JOB_COMPLETION_INDEX MASTER_PORT=29500", f"export MASTER_ADDR={name}-0.{name}"]
-    lines = ["set -euo pipefail", *dict.fromkeys(folder), *copies, *executable, f"pip install {packages(plan)}", *master]
+    lines = [
+        "set -euo pipefail",
+        *dict.fromkeys(folder),
+        *copies,
+        *executable,
+        f"pip install {packages(plan)}",
+        *master,
+    ]
     script = _block("\n".join([*lines, program.command]), 14)
     resource = _RESOURCES[card.vendor if card else "nvidia"]
     service = ""
@@ -57,7 +64,9 @@ spec:
   selector:
     job-name: {name}
 """
-    head = commented(header(plan, f"Kubernetes Job that starts {program.target.title}", ["kubectl apply -f job.yaml"]))
+    head = commented(
+        header(plan, f"Kubernetes Job that starts {program.target.title}", ["kubectl apply -f job.yaml"], reasons=False)
+    )
     text = f"""{head}apiVersion: v1
 kind: ConfigMap
 metadata:

@@ -10,7 +10,7 @@ STRICT = 'set -euo pipefail\ncd "$(dirname "$0")"\n'
 MASTER = (
     "# On each machine: NODE_RANK is its number from 0, MASTER_ADDR the address of number 0.\n"
     ': "${NODE_RANK:?}" "${MASTER_ADDR:?}"\n'
-    'MASTER_PORT=${MASTER_PORT:-29500}\n'
+    "MASTER_PORT=${MASTER_PORT:-29500}\n"
 )
 
 
@@ -37,4 +37,4 @@ def run_script(plan: Plan, what: str, command: str, before: str = "") -> str:
     """A shell script that starts the command on one machine."""
     master = MASTER if plan.nodes > 1 else ""
     run = ["./run.sh on each machine" if plan.nodes > 1 else "./run.sh"]
-    return f"{SCRIPT}{commented(header(plan, what, run))}{STRICT}{master}{before}{command}\n"
+    return f"{SCRIPT}{commented(header(plan, what, run, reasons=False))}{STRICT}{master}{before}{command}\n"

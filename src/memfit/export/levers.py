@@ -1,8 +1,7 @@
 """The levers of a training job, and the rule that no export drops one silently.
 
-A target declares, for each lever, which values it can write (``written``) or that its tool takes no such setting and
-nothing is lost (``idle``). A lever that a target does not declare may only have its neutral value: the one at which it
-does nothing. Everything else is an error that names the lever.
+A target declares, for each lever, which values it can write (``written``). A lever that it does not declare may only
+have its neutral value: the one at which it does nothing. Everything else is an error that names the lever.
 """
 
 from __future__ import annotations
@@ -63,12 +62,10 @@ class Rule:
 
     Attributes:
         values: what can be written, None for every value.
-        idle: the files do not change with the lever, and that loses nothing; ``why`` says why.
-        why: what stands in the way of other values, or why the lever is idle.
+        why: what stands in the way of other values.
     """
 
     values: tuple[Any, ...] | None = None
-    idle: bool = False
     why: str = ""
 
     def takes(self, value: Any) -> bool:
@@ -85,11 +82,6 @@ class Rule:
 def written(*values: Any, why: str = "") -> Rule:
     """The lever is written: any value, or one of ``values`` (``int`` among them stands for every whole number)."""
     return Rule(values=values or None, why=why)
-
-
-def idle(why: str) -> Rule:
-    """The lever makes no difference to the files, and nothing is lost by it."""
-    return Rule(idle=True, why=why)
 
 
 def rules(**by_name: Rule) -> dict[str, Rule]:
@@ -138,7 +130,7 @@ def neutral(spec: Field, values: Mapping[str, Any]) -> Any:
     if spec.path == "strategy.dp_shard":
         return values["dp"]
     if spec.section == "task.lora":
-        return None
+        return 0.0 if spec.name == "lora_dropout" and values.get("lora_rank") is not None else None
     return _NEUTRAL.get(spec.path, spec.default)
 
 
@@ -186,10 +178,12 @@ def faults(
 def _can(declared: Mapping[str, Rule], spec: Field, values: Mapping[str, Any]) -> bool:
     rule = declared.get(spec.path)
     value = values.get(spec.name)
-    if is_neutral(spec, values) or (value is None and spec.path not in _NO_NEUTRAL):
-        return True if rule is None or rule.idle else rule.takes(value) or value is None or value == ()
-    return rule is not None and (rule.idle or rule.takes(value))
+    if value is None or value == () or (rule is None and is_neutral(spec, values)):
+        return spec.path not in _NO_NEUTRAL or rule is not None
+    return rule is not None and rule.takes(value)
 
 
 def _words(values: Iterable[Any]) -> list[str]:
-    return ["a number" if value is int else str(value).lower() if value in (True, False) else str(value) for value in values]
+    return [
+        "a number" if value is int else str(value).lower() if value in (True, False) else str(value) for value in values
+    ]

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
 from memfit.export.text import Setting, python
 
-_PRECISION = {"fp32": "32-true", "bf16": "bf16-true", "fp16": "16-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
+_PRECISION = {
+    "fp32": "32-true",
+    "bf16": "bf16-true",
+    "fp16": "16-true",
+    "bf16-mixed": "bf16-mixed",
+    "fp16-mixed": "16-mixed",
+}
 
 
 def _kind(plan: Plan) -> str:
@@ -97,7 +103,7 @@ def _main(plan: Plan) -> str:
     # FSDP2's own policy casts: Lightning must not cast once more.
     precision = "32-true" if _kind(plan) == "fsdp" and plan.precision == "bf16-mixed" else _PRECISION[plan.precision]
     clip = "" if _kind(plan) == "fsdp" else "\n        gradient_clip_val=1.0,"
-    return f'''
+    return f"""
 def main():
     args = arguments()
     lightning.seed_everything(0)
@@ -121,14 +127,17 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
 
 def write(plan: Plan) -> list[File]:
     """The script and how to start it."""
     imports = [*script.model_imports(plan), *script.optimizer_imports(plan), "import lightning"]
     if _kind(plan) == "fsdp":
-        imports += ["from torch.distributed.fsdp import fully_shard", "from lightning.pytorch.strategies import ModelParallelStrategy"]
+        imports += [
+            "from torch.distributed.fsdp import fully_shard",
+            "from lightning.pytorch.strategies import ModelParallelStrategy",
+        ]
         if plan.precision == "bf16-mixed":
             imports.append("from torch.distributed.fsdp import MixedPrecisionPolicy")
         if plan.offload:
@@ -191,7 +200,6 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

@@ -7,7 +7,7 @@ from typing import Any
 
 from memfit.errors import JobError
 from memfit.export import hf, launch
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.script import LEARNING_RATE
@@ -18,8 +18,8 @@ from memfit.job import Job
 _ATTENTION: Mapping[str, str] = {"flash": "fa2", "sdpa": "sdpa", "eager": "disabled"}
 _ATTENTION_READ: Mapping[str, str] = {"fa2": "flash", "fa3": "flash", "sdpa": "sdpa", "disabled": "eager"}
 _TEMPLATES: Mapping[str, str] = {
-    "llama": "llama3", "qwen2": "qwen", "qwen3": "qwen3", "qwen3_moe": "qwen3", "mistral": "mistral", "gemma2": "gemma2",
-    "gemma3_text": "gemma3", "phi3": "phi", "gpt_oss": "gpt_oss",
+    "llama": "llama3", "qwen2": "qwen", "qwen3": "qwen3", "qwen3_moe": "qwen3", "mistral": "mistral",
+    "gemma2": "gemma2", "gemma3_text": "gemma3", "phi3": "phi", "gpt_oss": "gpt_oss",
 }  # fmt: skip
 """model_type -> chat template of LLaMA-Factory."""
 
@@ -140,7 +140,11 @@ def command(plan: Plan) -> str:
 
 def write(plan: Plan) -> list[File]:
     """The YAML, and DeepSpeed's JSON when something is sharded."""
-    text = commented(header(plan, "configuration of `llamafactory-cli train`", [command(plan)])) + yaml(settings(plan))
+    text = (
+        commented(header(plan, "configuration of `llamafactory-cli train`", [command(plan)]))
+        + "\n"
+        + yaml(settings(plan))
+    )
     files = [File(name="llama-factory.yaml", text=text)]
     if plan.zero:
         files.append(File(name="deepspeed.json", text=json_text(hf.deepspeed_config(plan, trainer=True))))
@@ -162,8 +166,8 @@ def read(source: Source) -> Found:
     word = "bf16" if pure else "bf16-mixed" if bf16 else "fp16-mixed" if fp16 else "fp32"
     off = keys.flag("disable_gradient_checkpointing")
     muon, galore = keys.flag("use_muon"), keys.flag("use_galore")
-    for key in ("packing", "neat_packing", "galore_target", "galore_rank", "use_reentrant_gc", "max_samples", "val_size",
-                "quantization_method", "mask_history", "train_on_prompt", "dataset_dir", "overwrite_cache",
+    for key in ("packing", "neat_packing", "galore_target", "galore_rank", "use_reentrant_gc", "max_samples",
+                "val_size", "quantization_method", "mask_history", "train_on_prompt", "dataset_dir", "overwrite_cache",
                 "eval_dataset", "media_dir", "include_num_input_tokens_seen", "upcast_layernorm"):  # fmt: skip
         keys.take(key)
     liger = keys.flag("enable_liger_kernel")
@@ -176,7 +180,7 @@ def read(source: Source) -> Found:
         found.set("weights", word.removesuffix("-mixed"))
     found.set("loss", "fused" if liger else None)
     found.set("framework", "transformers")
-    keys.rest(("pref_beta", "pref_loss", "pref_ftx", "image_max_pixels", "video_max_pixels"))
+    keys.rest(also=("pref_beta", "pref_loss", "pref_ftx", "image_max_pixels", "video_max_pixels"))
     return found
 
 
@@ -254,7 +258,6 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

@@ -64,7 +64,9 @@ def check(plan: Plan) -> Iterator[JobError]:
     if plan.zero in (2, 3) and plan.pp > 1:
         yield cannot("strategy.zero", plan.zero, tool, why="Megatron FSDP does not go with a pipeline", hint="zero = 1")
     if plan.offload and plan.zero == 0:
-        yield cannot("strategy.offload", plan.offload, tool, why="only the distributed optimizer offloads", hint="zero = 1")
+        yield cannot(
+            "strategy.offload", plan.offload, tool, why="only the distributed optimizer offloads", hint="zero = 1"
+        )
     if plan.optimizer == "muon" and plan.zero:
         yield cannot("strategy.zero", plan.zero, tool, why="its Muon does not go with the distributed optimizer")
     if plan.reshard is False:
@@ -93,7 +95,9 @@ def core(plan: Plan) -> dict[str, list[Setting]]:
         ]
     if plan.loss == "compiled":
         model.append(Setting("cross_entropy_loss_fusion", True, plan.note("loss")))
-    optimizer = [Setting("optimizer", {"adamw": "adam", "muon": "muon"}.get(plan.optimizer, "sgd"), plan.note("optimizer"))]
+    optimizer = [
+        Setting("optimizer", {"adamw": "adam", "muon": "muon"}.get(plan.optimizer, "sgd"), plan.note("optimizer"))
+    ]
     if plan.optimizer in ("sgd", "momentum"):
         optimizer.append(Setting("sgd_momentum", 0.9 if plan.optimizer == "momentum" else 0.0))
     ddp = []
@@ -197,7 +201,9 @@ def _check(plan: Plan) -> Iterator[JobError]:
     arch = plan.arch
     if len(arch.decoder.blocks) != 1 or arch.towers or not plain(arch.decoder.blocks[0]):
         message = f"the arguments of {plan.target.tool} as written here do not describe {plan.name or 'this model'}"
-        yield JobError("model.name", message, value=plan.name, hint="megatron-bridge reads the checkpoint's configuration")
+        yield JobError(
+            "model.name", message, value=plan.name, hint="megatron-bridge reads the checkpoint's configuration"
+        )
     yield from check(plan)
 
 
@@ -222,7 +228,9 @@ def _groups(plan: Plan) -> dict[str, list[Setting]]:
     model.append(Setting("attention_backend", BACKENDS[plan.attention], plan.note("attention")))
     training = [
         Setting("micro_batch_size", plan.micro_batch, plan.origin("micro_batch")),
-        Setting("global_batch_size", plan.global_batch, f"{plan.grad_accum} micro-batches on {plan.dp} data-parallel ranks"),
+        Setting(
+            "global_batch_size", plan.global_batch, f"{plan.grad_accum} micro-batches on {plan.dp} data-parallel ranks"
+        ),
         Setting("seq_length", plan.seq_len, plan.origin("seq_len")),
         Setting("use_mcore_models", True),
         Setting("transformer_impl", "transformer_engine"),

@@ -25,8 +25,6 @@ def _check(plan: Plan) -> Iterator[JobError]:
     tool = plan.target.tool
     if plan.adapters and plan.weights != "bf16":
         yield cannot("strategy.weights", plan.weights, tool, why="frozen weights are held in bf16")
-    if plan.adapters and plan.lora_train_also:
-        yield cannot("task.lora.train_also", plan.lora_train_also, tool)
     if plan.adapters and plan.lora_targets != "all-linear":
         why = "its projections are fused and named otherwise"
         yield cannot("task.lora.targets", plan.lora_targets, tool, why=why, hint="targets = all-linear")
@@ -42,7 +40,13 @@ def _model(plan: Plan) -> list[str]:
         rows.append(Setting("virtual_pipeline_model_parallel_size", plan.virtual_pp, "stages on each GPU"))
     lines = _assign("model", rows)
     if plan.pp > 1:
-        low = "torch.float32" if plan.precision == "fp32" else "torch.float16" if "fp16" in plan.precision else "torch.bfloat16"
+        low = (
+            "torch.float32"
+            if plan.precision == "fp32"
+            else "torch.float16"
+            if "fp16" in plan.precision
+            else "torch.bfloat16"
+        )
         lines.append(f"    model.pipeline_dtype = {low}")
     backend = {"flash": "flash", "eager": "unfused"}[plan.attention]
     return [*lines, f"    model.attention_backend = AttnBackend.{backend}  # {plan.note('attention')}"]
@@ -57,9 +61,14 @@ def module(plan: Plan) -> str:
     groups = megatron.core(plan)
     finetune = plan.adapters
     mixed = _PRECISION.get(plan.precision)
-    precision = python(mixed) if mixed else "MixedPrecisionConfig(fp32=True, params_dtype=torch.float32, pipeline_dtype=torch.float32)"
+    precision = (
+        python(mixed)
+        if mixed
+        else "MixedPrecisionConfig(fp32=True, params_dtype=torch.float32, pipeline_dtype=torch.float32)"
+    )
     names = ["CheckpointConfig", "ConfigContainer", "DistributedDataParallelConfig", "LoggerConfig",
-             "MockGPTDatasetConfig", "OptimizerConfig", "SchedulerConfig", "TokenizerConfig", "TrainingConfig"]  # fmt: skip
+             "MockGPTDatasetConfig", "OptimizerConfig", "SchedulerConfig", "TokenizerConfig",
+             "TrainingConfig"]  # fmt: skip
     imports = [
         "import torch",
         "from megatron.bridge import AutoBridge",
@@ -67,15 +76,21 @@ def module(plan: Plan) -> str:
         "from megatron.bridge.training.gpt_step import forward_step",
         "from megatron.core.transformer.enums import AttnBackend",
     ]
-    imports.append(f"from megatron.bridge.training.{'finetune import finetune' if finetune else 'pretrain import pretrain'}")
+    imports.append(
+        f"from megatron.bridge.training.{'finetune import finetune' if finetune else 'pretrain import pretrain'}"
+    )
     if mixed is None:
         imports.append("from megatron.bridge.training.mixed_precision import MixedPrecisionConfig")
     if plan.adapters:
-        imports.append("from megatron.bridge.peft." + ("dora import DoRA" if plan.method == "dora" else "lora import LoRA"))
+        imports.append(
+            "from megatron.bridge.peft." + ("dora import DoRA" if plan.method == "dora" else "lora import LoRA")
+        )
     peft = ""
     if plan.adapters:
         kind = "DoRA" if plan.method == "dora" else "LoRA"
-        peft = f"\n        peft={kind}(dim={plan.lora_rank}, alpha={hf.alpha(plan)}, dropout={float(plan.lora_dropout)}),"
+        peft = (
+            f"\n        peft={kind}(dim={plan.lora_rank}, alpha={hf.alpha(plan)}, dropout={float(plan.lora_dropout)}),"
+        )
     optimizer = [Setting("lr", 0.0003), Setting("min_lr", 0.00003), *groups["optimizer"]]
     ddp = [Setting("grad_reduce_in_fp32", True), Setting("use_distributed_optimizer", plan.zero > 0), *groups["ddp"]]
     optimizer_why = "; ".join(f"{key}: {why}" for key, _, why in groups["optimizer"] if why)
@@ -141,7 +156,6 @@ TARGET = Target(
             method=written("full", "lora", "dora"),
             lora_rank=written(),
             lora_targets=written("all-linear"),
-            lora_train_also=written(()),
             lora_alpha=written(),
             lora_dropout=written(),
             weights=written("bf16"),

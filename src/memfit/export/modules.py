@@ -50,7 +50,7 @@ def imports(text: str, name: str) -> dict[str, str]:
         InputFileError: not Python.
     """
     parse_module(text, name)
-    origins = {}
+    origins: dict[str, str] = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module:
             origins |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}

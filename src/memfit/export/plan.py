@@ -54,6 +54,7 @@ class Plan:
         model: what the tool loads: a hub id or a path.
         program: the target whose program a launcher starts, with its files; None elsewhere.
         warnings: what the user should know.
+        own: paths of fields that nobody stated and that the tool's own way of working decides.
     """
 
     job: Job
@@ -64,6 +65,8 @@ class Plan:
     model: str
     program: Program | None = None
     warnings: tuple[str, ...] = ()
+    own: frozenset[str] = frozenset()
+    _worth: dict[str, int | None] = field(default_factory=dict, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> Any:
         """The effective value of a field by its name, e.g. ``plan.zero``."""
@@ -94,7 +97,10 @@ class Plan:
 
     def origin(self, name: str) -> str:
         """Where a value comes from, in words."""
-        origin = self.origins.get(BY_NAME[name].path, "default")
+        path = BY_NAME[name].path
+        origin = self.origins.get(path, "default")
+        if origin == "profile" and path in self.own:
+            return f"the way of {self.target.title}"
         return {
             "stated": "stated",
             "derived": "follows from the others",
@@ -103,6 +109,11 @@ class Plan:
 
     def worth(self, name: str) -> int | None:
         """Bytes that the peak of a GPU would grow by (negative: shrink) if the lever were left out; None if unknown."""
+        if name not in self._worth:
+            self._worth[name] = self._estimated_worth(name)
+        return self._worth[name]
+
+    def _estimated_worth(self, name: str) -> int | None:
         if name not in _WITHOUT or self.values[name] == _WITHOUT[name]:
             return None
         strategy = replace(self.estimate.job.strategy, **{name: _WITHOUT[name]})
@@ -172,15 +183,17 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
         JobErrors: levers that the target cannot express, all at once, each naming the lever.
         MemfitError: the job, its model or its card cannot be read.
     """
+    kind = complete(job).values["kind"]
+    if kind != "train":
+        message = f"{target.tool} trains; this is a serving job"
+        raise JobErrors([JobError("task.kind", message, value=kind, hint="export a training job")])
     framework, version = target.framework
     stated = job
     if job.strategy.framework is None:
         stated = replace(job, strategy=replace(job.strategy, framework=framework, framework_version=version))
-    defaults = {**defaults_of(stated.strategy.framework, stated.strategy.framework_version), **target.defaults(job)}
+    own = target.defaults(job)
+    defaults = {**defaults_of(stated.strategy.framework, stated.strategy.framework_version), **own}
     completed = complete(stated, defaults)
-    if completed.values["kind"] != "train":
-        message = f"{target.tool} trains; this is a serving job"
-        raise JobErrors([JobError("task.kind", message, value=completed.values["kind"], hint="export a training job")])
     values = effective({**completed.values, "name": job.model.name, "config": job.model.config, "extra": None})
     found = list(faults(target.levers, _identified(values), target.tool, others))
     strategy = replace(completed.job.strategy, framework=framework, framework_version=version)
@@ -193,6 +206,7 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
         estimate=answer,
         model=_model(job, answer),
         warnings=_warnings(stated, completed, target),
+        own=frozenset(own),
     )
     known = {error.path for error in found}
     found += [error for error in target.check(plan) if error.path not in known]
@@ -223,7 +237,9 @@ def _warnings(stated: Job, completed: Completed, target: Target) -> tuple[str, .
     found = list(completed.warnings)
     framework = str(stated.strategy.framework)
     if framework != target.framework[0]:
-        text = f"the job is of {framework}: memory under {target.title} differs; the estimate here is for {target.title}"
+        text = (
+            f"the job is of {framework}: memory under {target.title} differs; the estimate here is for {target.title}"
+        )
         found.append(text)
     if target.note:
         found.append(target.note)

@@ -5,29 +5,26 @@ No code of the file runs: YAML, JSON and TOML come from the bounded readers, Pyt
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from typing import Any
 
 from memfit.job import BY_NAME
 
-_IGNORED = frozenset(
-    """
-    adam_beta1 adam_beta2 adam_epsilon average_tokens_across_devices data_seed dataloader_drop_last
-    dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor dataset dataset_name dataset_config
-    dataset_text_field dataset_train_split dataset_test_split dataset_num_proc datasets ddp_timeout debug do_eval
-    do_train early_stopping_patience eval_steps eval_strategy evals_per_epoch eval_batch_size eval_on_start
-    evaluation_strategy hub_model_id hub_strategy learning_rate load_best_model_at_end local_rank log_level
-    logging_dir logging_first_step logging_steps logging_strategy lr_scheduler lr_scheduler_kwargs
-    lr_scheduler_type max_grad_norm max_steps neftune_noise_alpha num_epochs num_train_epochs output_dir
-    overwrite_cache overwrite_output_dir per_device_eval_batch_size plot_loss preprocessing_num_workers push_to_hub
-    remove_unused_columns report_to resume_from_checkpoint run_name save_only_model save_safetensors save_steps
-    save_strategy save_total_limit saves_per_epoch seed shuffle_dataset special_tokens template tf32 tokenizer_name
-    tokenizer_type model_type trust_remote_code trackio_space_id val_set_size warmup_ratio warmup_steps
-    wandb_entity wandb_log_model wandb_name wandb_project wandb_watch weight_decay
-    """.split()
-)
-"""Settings of trainers that neither memory nor speed depend on, whatever the tool."""
+
+@cache
+def _ignored(tool: str) -> frozenset[str]:
+    return frozenset(_data()[tool]["keys"])
+
+
+@cache
+def _data() -> dict[str, Any]:
+    text = resources.files("memfit.export").joinpath("data", "ignored.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
 
 
 @dataclass(kw_only=True)
@@ -103,10 +100,8 @@ class Keys:
         if value is None or value == "auto":
             return None
         if isinstance(value, str):  # "5e-5" and "16" stand as text in many files
-            try:
+            with suppress(ValueError):
                 value = float(value) if not value.strip().isdigit() else int(value)
-            except ValueError:
-                pass
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.odd(keys[0], value)
             return None
@@ -127,7 +122,9 @@ class Keys:
         value = self.take(*keys)
         if isinstance(value, str):
             word = value.strip().lower()
-            value = True if word in {"true", "yes", "1"} else False if word in {"false", "no", "0", "none", ""} else word
+            value = (
+                True if word in {"true", "yes", "1"} else False if word in {"false", "no", "0", "none", ""} else word
+            )
         if value is None or isinstance(value, bool):
             return value
         if value in (0, 1):
@@ -162,9 +159,14 @@ class Keys:
         shown = "a table" if isinstance(value, Mapping) else str(value)[:60]
         self._found.warn(f"`{self._where}{key}` = {shown} was not understood{': ' + what if what else ''}")
 
-    def rest(self, ignored: Iterable[str] = ()) -> None:
-        """Reports every key that was not taken, but for settings that memory does not depend on."""
-        known = _IGNORED.union(ignored)
+    def rest(self, tool: str = "", also: Iterable[str] = ()) -> None:
+        """Reports every key that was not taken, but for settings that memory does not depend on.
+
+        Args:
+            tool: whose settings, a table of ``data/ignored.toml``, beside those of all trainers.
+            also: further keys.
+        """
+        known = _ignored("trainer") | (_ignored(tool) if tool else frozenset()) | frozenset(also)
         for key, value in self._tree.items():
             if key not in known and value not in (None, False, "", [], {}):
                 self.odd(key, value)

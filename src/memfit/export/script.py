@@ -1,4 +1,4 @@
-"""Pieces of Python training scripts: model, adapters, optimizer, data. Each piece is written only when the job needs it.
+"""Pieces of Python training scripts: model, adapters, optimizer, data; each is written only when the job needs it.
 
 The scripts are for transformers 5.23, peft 0.21, bitsandbytes 0.50, torchao 0.18 and torch 2.13.
 """
@@ -45,7 +45,7 @@ def settings(plan: Plan, more: Sequence[Setting] = ()) -> str:
     return assignments(rows).replace("2e-05", "2e-5")
 
 
-ARGUMENTS = '''
+ARGUMENTS = """
 def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", help="a text file, or tokens that torch.load reads; random tokens without it")
@@ -53,7 +53,7 @@ def arguments():
     parser.add_argument("--random-weights", action="store_true", help="do not load the checkpoint's weights")
     parser.add_argument("--output", default="output")
     return parser.parse_args()
-'''
+"""
 
 DATA = '''
 def token_stream(args, rank, world, device):
@@ -79,7 +79,11 @@ def token_stream(args, rank, world, device):
 
 def model_imports(plan: Plan) -> list[str]:
     """Import lines of ``build_model`` and the data."""
-    names = ["import argparse", "import torch", "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer"]
+    names = [
+        "import argparse",
+        "import torch",
+        "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer",
+    ]
     if plan.adapters:
         names.append("from peft import LoraConfig, get_peft_model")
         if plan.weights in hf.QUANTIZED:
@@ -99,7 +103,11 @@ def build_model(plan: Plan, *, checkpoint: bool, device_map: str = "") -> str:
         device_map: expression of the device that quantised weights are loaded to.
     """
     loaded = [f"dtype=torch.{hf.dtype(plan)}", f"attn_implementation={python(hf.ATTENTION[plan.attention])}"]
-    lines = ["def build_model(args):", f"    options = dict({', '.join(loaded)})  # {plan.note('precision')}"]
+    lines = [
+        "def build_model(args):",
+        f"    # precision {plan.precision}: {plan.note('precision')}",
+        f"    options = dict({', '.join(loaded)})",
+    ]
     if plan.adapters and plan.weights in hf.QUANTIZED:
         lines += _quantised(plan, device_map)
     lines += [

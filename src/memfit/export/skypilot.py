@@ -59,15 +59,15 @@ def write(plan: Plan) -> list[File]:
     program = program_of(plan)
     card = plan.estimate.resolved.gpu
     assert card is not None
-    run = 'cd ~/sky_workdir\n'
+    run = "cd ~/sky_workdir\n"
     if plan.nodes > 1:
         run += (
-            'export NODE_RANK=$SKYPILOT_NODE_RANK MASTER_PORT=29500\n'
+            "export NODE_RANK=$SKYPILOT_NODE_RANK MASTER_PORT=29500\n"
             'MASTER_ADDR=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)\nexport MASTER_ADDR\n'
         )
     run += program.command
     where = ["sky launch -c memfit sky.yaml"]
-    text = commented(header(plan, f"SkyPilot task that starts {program.target.title}", where))
+    text = commented(header(plan, f"SkyPilot task that starts {program.target.title}", where, reasons=False))
     text += f"""name: memfit-{program.target.name}
 
 resources:

@@ -28,7 +28,9 @@ def write(plan: Plan) -> list[File]:
     for key, value, why in directives:
         lines += [f"# {why}"] if why else []
         lines.append(f"#SBATCH --{key}={value}")
-    head = commented(header(plan, f"batch script that starts {program.target.title}", ["sbatch job.sbatch"]))
+    head = commented(
+        header(plan, f"batch script that starts {program.target.title}", ["sbatch job.sbatch"], reasons=False)
+    )
     body = """
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?}"

@@ -49,8 +49,8 @@ class Target:
         check: faults that depend on several levers.
         write: the files.
         read: a configuration of the tool -> job fields; None when nothing is read back.
-        marks: keys by which a configuration of the tool is recognised: any key of the first group, or all of one of
-            the other groups.
+        marks: keys by which a configuration of the tool is recognised: all of one group.
+        never: keys that a configuration of the tool does not have.
         launcher: this target starts another target's program.
         note: what a user must know before choosing it.
     """
@@ -68,6 +68,7 @@ class Target:
     check: Callable[[Plan], Iterable[JobError]] = _nothing
     read: Callable[[Source], Found] | None = None
     marks: tuple[frozenset[str], ...] = ()
+    never: frozenset[str] = frozenset()
     launcher: bool = False
     note: str = ""
 

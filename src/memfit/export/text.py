@@ -26,13 +26,14 @@ class Setting(NamedTuple):
     why: str = ""
 
 
-def header(plan: Plan, what: str, run: Sequence[str]) -> list[str]:
+def header(plan: Plan, what: str, run: Sequence[str], *, reasons: bool = True) -> list[str]:
     """The lines of comment that every file begins with, without comment signs.
 
     Args:
         plan: what is written.
         what: what the file is, e.g. ``configuration of axolotl 0.19``.
         run: how it is used, one line each.
+        reasons: list what was chosen and why; one file of an export does.
     """
     answer = plan.estimate
     lines = [f"{what}, written by memfit {__version__} for {plan.target.tool}."]
@@ -46,6 +47,8 @@ def header(plan: Plan, what: str, run: Sequence[str]) -> list[str]:
     card = plan.job.hardware.gpu
     gpus = f" on {plan.gpus} x {card}" if card else f" on {plan.gpus} GPU{'s' if plan.gpus > 1 else ''}"
     lines += textwrap.wrap(f"{plan.model}{gpus}, estimated: {size}.", WIDTH - 4)
+    if not reasons:
+        return lines
     rows = plan.reasons()
     wide = max(len(name) for name, _, _ in rows), max(len(value) for _, value, _ in rows if len(value) < 30)
     lines += ["", "What was chosen, and why:"]

@@ -40,7 +40,9 @@ def _check(plan: Plan) -> Iterator[JobError]:
     flavor = _flavor(plan)
     if flavor is None:
         known = ", ".join(FLAVORS)
-        yield JobError("model.name", f"{tool} has no flavor of {plan.name or 'this configuration'}", hint=f"it has {known}")
+        yield JobError(
+            "model.name", f"{tool} has no flavor of {plan.name or 'this configuration'}", hint=f"it has {known}"
+        )
     moved = set(plan.offload)
     if moved and moved != {"parameters", "gradients", "optimizer"}:
         why = "FSDP2 offloads parameters, gradients and optimizer states together, or none"
@@ -77,10 +79,6 @@ def _adapter_faults(plan: Plan) -> Iterator[JobError]:
     if plan.lora_targets != "all-linear":
         why = "its projections are fused and named otherwise"
         yield cannot("task.lora.targets", plan.lora_targets, tool, why=why, hint="targets = all-linear")
-    if plan.lora_dropout:
-        yield cannot("task.lora.dropout", plan.lora_dropout, tool, why="its adapters have none")
-    if plan.lora_train_also:
-        yield cannot("task.lora.train_also", plan.lora_train_also, tool)
     frozen = "bf16" if plan.precision == "bf16" else "fp32"
     if plan.weights != frozen:
         yield cannot("strategy.weights", plan.weights, tool, why=f"frozen weights are held in {frozen}")
@@ -143,7 +141,13 @@ def _components(plan: Plan) -> list[str]:
 def _spec(plan: Plan, flavor: str) -> str:
     converters = []
     if plan.precision in _CONVERTERS:
-        extra = ', fqns=["layers"]' if plan.precision == "nvfp4" else ', filter_fqns=["lm_head"]' if plan.precision == "fp8" else ""
+        extra = (
+            ', fqns=["layers"]'
+            if plan.precision == "nvfp4"
+            else ', filter_fqns=["lm_head"]'
+            if plan.precision == "fp8"
+            else ""
+        )
         converters.append(f"{_CONVERTERS[plan.precision]}.Config(model_compile_enabled={plan.compile}{extra})")
     if plan.adapters:
         alpha = float(plan.lora_alpha if plan.lora_alpha is not None else 2 * plan.lora_rank)
@@ -161,8 +165,9 @@ def module(plan: Plan) -> str:
     if plan.loss == "chunked":
         loss = f"ChunkedLossWrapper.Config(loss_fn={loss})"
     policy = {"none": "None", "selective": "SelectiveAC.Config()", "full": "FullAC.Config()"}[plan.checkpointing]
+    wrapper = "ChunkedLossWrapper, " if plan.loss == "chunked" else ""
     imports = [
-        f"from torchtitan.components.loss import {'ChunkedLossWrapper, ' if plan.loss == 'chunked' else ''}CrossEntropyLoss",
+        f"from torchtitan.components.loss import {wrapper}CrossEntropyLoss",
         "from torchtitan.components.optimizer import default_adamw",
         "from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig",
         "from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader",
@@ -178,7 +183,11 @@ def module(plan: Plan) -> str:
         imports.append("from torchtitan.components.lora import LoRAConverter")
     rows = [
         ("model_spec", "spec", ""),
-        ("hf_assets_path", python(f"./assets/hf/{plan.model.rsplit('/', 1)[-1]}"), "tokenizer: scripts/download_hf_assets.py"),
+        (
+            "hf_assets_path",
+            python(f"./assets/hf/{plan.model.rsplit('/', 1)[-1]}"),
+            "tokenizer: scripts/download_hf_assets.py",
+        ),
         ("loss", loss, f"loss {plan.loss}: {plan.note('loss')}"),
         ("optimizer", "default_adamw(lr=3e-4)", f"{plan.optimizer}: {plan.note('optimizer')}"),
         ("training", _call("TrainingConfig", _training(plan), 8), ""),
@@ -234,11 +243,11 @@ TARGET = Target(
         seq_len=written(),
         lora_rank=written(),
         lora_targets=written("all-linear"),
-        lora_train_also=written(()),
         lora_alpha=written(),
-        lora_dropout=written(),
         precision=written("fp32", "bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4"),
-        optimizer=written("adamw", why="its optimizers are Adam, AdamW and a distributed Muon with settings of its own"),
+        optimizer=written(
+            "adamw", why="its optimizers are Adam, AdamW and a distributed Muon with settings of its own"
+        ),
         micro_batch=written(),
         grad_accum=written(),
         dp=written(),

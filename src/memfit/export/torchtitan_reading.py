@@ -1,4 +1,4 @@
-"""torchtitan's configurations back into a job: 0.3's Python modules (parsed, not run) and the TOML of earlier versions."""
+"""torchtitan's configurations back into a job: 0.3's Python modules (parsed, not run) and earlier versions' TOML."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _module(tree: Mapping[str, Any], found: Found) -> None:
     keys = Keys({key: value for key, value in table.items() if key != CALL}, found)
     pure = _training(keys.table("training"), found)
     converted = [item for item in spec.get("converters") or [] if isinstance(item, Mapping)]
-    adapters = _converters(converted, found, pure)
+    _converters(converted, found, pure)
     parallelism = keys.table("parallelism")
     _parallelism(parallelism, found, stated=True)
     policy = keys.take("activation_checkpoint")
@@ -88,8 +88,7 @@ def _module(tree: Mapping[str, Any], found: Found) -> None:
         found.warn(f"`optimizer` = {called} was not understood")
     for key in ("model_spec", "hf_assets_path", "dump_folder"):
         keys.take(key)
-    keys.rest(_SECTIONS)
-    del adapters
+    keys.rest("torchtitan-sections")
 
 
 def _model(module: str, flavor: Any, found: Found) -> None:
@@ -114,11 +113,11 @@ def _training(keys: Keys, found: Found) -> bool:
     if compiled:
         found.set("compile", True)
         found.set("loss", "compiled")
-    keys.rest(_TRAINING)
-    return bool(dtype == "bfloat16")
+    keys.rest("torchtitan-training")
+    return str(dtype) == "bfloat16"
 
 
-def _converters(converted: list[Any], found: Found, pure: bool) -> bool:
+def _converters(converted: list[Any], found: Found, pure: bool) -> None:
     for item in converted:
         kind = str(item.get(CALL)).removesuffix(".Config")
         if kind in _PRECISION:
@@ -131,7 +130,6 @@ def _converters(converted: list[Any], found: Found, pure: bool) -> bool:
             found.set("weights", "bf16" if pure else "fp32")
         else:
             found.warn(f"`converters`: {kind} was not understood")
-    return found.get("method") == "lora"
 
 
 def _parallelism(keys: Keys, found: Found, *, stated: bool) -> None:
@@ -164,7 +162,7 @@ def _parallelism(keys: Keys, found: Found, *, stated: bool) -> None:
             found.set("grad_accum", local // part)
         if found.get("pp_schedule") in ("interleaved", "zero-bubble", "dualpipe"):
             found.set("virtual_pp", max(2, -(-count // layers) // pp) if layers and count else 2)
-    keys.rest(_PARALLELISM)
+    keys.rest("torchtitan-parallelism")
 
 
 def _layers(found: Found) -> int:
@@ -182,7 +180,7 @@ def _loss(keys: Keys, found: Found) -> None:
     compiling.take(CALL)
     on = compiling.flag("enable")
     parts = compiling.take("components") or (["model", "loss"] if on else [])
-    compiling.rest(("backend", "enable_async_tensor_parallel"))
+    compiling.rest(also=("backend", "enable_async_tensor_parallel"))
     loss = keys.take("loss")
     chunked = isinstance(loss, Mapping) and str(loss.get(CALL)).startswith("ChunkedLossWrapper")
     found.set("compile", bool(on and "model" in parts))
@@ -194,20 +192,20 @@ def _toml(tree: Mapping[str, Any], found: Found) -> None:
     model = keys.table("model")
     _model(str(model.take("name") or ""), model.take("flavor"), found)
     converters = model.take("converters") or []
-    model.rest(("hf_assets_path", "tokenizer_path", "norm_type", "print_after_conversion"))
+    model.rest(also=("hf_assets_path", "tokenizer_path", "norm_type", "print_after_conversion"))
     _training(keys.table("training"), found)
     _parallelism(keys.table("parallelism", "experimental"), found, stated=False)
     checkpointing = keys.table("activation_checkpoint")
     mode, option = checkpointing.take("mode") or "selective", checkpointing.take("selective_ac_option")
     every = int(option) if str(option).isdigit() else None
     found.set("checkpointing", every if mode == "selective" and every else mode)
-    checkpointing.rest(("per_op_sac_force_recompute_mm_shapes_by_fqns", "early_stop"))
+    checkpointing.rest(also=("per_op_sac_force_recompute_mm_shapes_by_fqns", "early_stop"))
     compiling = keys.table("compile")
     if compiling.flag("enable"):
         parts = compiling.take("components") or ["model", "loss"]
         found.set("compile", "model" in parts)
         found.set("loss", "compiled" if "loss" in parts else "eager")
-    compiling.rest(("fullgraph", "components", "backend"))
+    compiling.rest(also=("fullgraph", "components", "backend"))
     optimizer = keys.table("optimizer")
     found.set("optimizer", optimizer.word(_OPTIMIZERS, "name") or "adamw")
     found.set("optimizer_in_backward", optimizer.flag("early_step_in_backward"))
@@ -218,20 +216,4 @@ def _toml(tree: Mapping[str, Any], found: Found) -> None:
             found.values["strategy.precision"] = precision
     for key in ("float8", "mx", "quantize"):
         keys.table(key).everything()
-    keys.rest(_SECTIONS)
-
-
-_SECTIONS = frozenset(
-    """lr_scheduler dataloader metrics profiler profiling checkpoint validator validation debug comm tokenizer override
-    job fault_tolerance memory_estimation hf_assets_path""".split()
-)
-_TRAINING = frozenset(
-    """steps max_norm dataset dataset_path gc_freq gc_debug mixed_precision_reduce disable_cuda_graphs deterministic seed
-    warmup_steps data_parallel_degree""".split()
-)
-_PARALLELISM = frozenset(
-    """enable_async_tensor_parallel spmd_backend context_parallel_load_balancer context_parallel_rotate_method
-    pipeline_parallel_first_stage_less_layers pipeline_parallel_last_stage_less_layers disable_loss_parallel
-    pipeline_parallel_split_points enable_compiled_autograd module_fqns_per_model_part expert_tensor_parallel_degree
-    enable_fsdp_symm_mem""".split()
-)
+    keys.rest("torchtitan-sections")

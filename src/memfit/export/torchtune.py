@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from memfit.errors import JobError
-from memfit.export import hf
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export import hf, launch
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
 from memfit.export.text import Setting, commented, header, yaml
@@ -72,7 +72,9 @@ def _check(plan: Plan) -> Iterator[JobError]:
     if plan.adapters:
         low = plan.weights in hf.QUANTIZED
         if low and plan.weights != "nf4-dq":
-            yield cannot("strategy.weights", plan.weights, tool, why="its NF4 quantises the scales too", hint="weights = nf4-dq")
+            yield cannot(
+                "strategy.weights", plan.weights, tool, why="its NF4 quantises the scales too", hint="weights = nf4-dq"
+            )
         word = plan.precision
         if not low and plan.weights != word:
             yield cannot("strategy.weights", plan.weights, tool, why=f"frozen weights are held in {word}")
@@ -80,8 +82,6 @@ def _check(plan: Plan) -> Iterator[JobError]:
         if isinstance(plan.lora_targets, tuple) and not set(plan.lora_targets) <= known:
             why = "by name it takes the projections of attention"
             yield cannot("task.lora.targets", plan.lora_targets, tool, why=why, hint="targets = all-linear")
-        if plan.lora_train_also:
-            yield cannot("task.lora.train_also", plan.lora_train_also, tool)
         if plan.method == "qlora" and not low:
             yield cannot("strategy.weights", plan.weights, tool, why="QLoRA is nf4-dq")
         if plan.method != "qlora" and low:
@@ -120,7 +120,8 @@ def settings(plan: Plan) -> list[Setting]:
     assert built is not None
     title = "", None
     folder = f"./{plan.model.rsplit('/', 1)[-1]}"
-    loss = {"chunked": "CEWithChunkedOutputLoss", "eager": None}[plan.loss]
+    chunked = "torchtune.modules.loss.CEWithChunkedOutputLoss"
+    loss = chunked if plan.loss == "chunked" else "torch.nn.CrossEntropyLoss"
     optimizer = [
         Setting("_component_", _OPTIMIZERS[plan.optimizer], plan.note("optimizer")),
         Setting("lr", 0.00002),
@@ -157,8 +158,7 @@ def settings(plan: Plan) -> list[Setting]:
         Setting("gradient_accumulation_steps", plan.grad_accum, f"global batch {plan.global_batch}"),
         Setting("dtype", {"fp32": "fp32", "bf16": "bf16"}[plan.precision], plan.note("precision")),
         Setting("optimizer", optimizer),
-        Setting("loss", [Setting("_component_", f"torchtune.modules.loss.{loss}" if loss else "torch.nn.CrossEntropyLoss",
-                                 plan.note("loss"))]),
+        Setting("loss", [Setting("_component_", loss, plan.note("loss"))]),
         Setting("enable_activation_checkpointing", plan.checkpointing == "full", plan.note("checkpointing")),
         Setting("enable_activation_offloading", "activations" in plan.offload, plan.origin("offload")),
         Setting("compile", plan.compile, plan.note("compile")),
@@ -193,18 +193,22 @@ def command(plan: Plan) -> str:
     """What one machine starts."""
     words = f"--nproc_per_node {plan.gpus_each} " if plan.zero else ""
     if plan.nodes > 1:
-        words += f'--nnodes {plan.nodes} --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" '
+        words += (
+            f'--nnodes {plan.nodes} --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" '
+        )
     return f"tune run {words}{_recipe(plan)} --config torchtune.yaml"
 
 
 def write(plan: Plan) -> list[File]:
     """The YAML."""
     text = commented(header(plan, f"configuration of the recipe {_recipe(plan)}", [command(plan)]))
-    return [File(name="torchtune.yaml", text=text + yaml(settings(plan)))]
+    run = launch.run_script(plan, f"start of the recipe {_recipe(plan)}", command(plan))
+    files = [File(name="torchtune.yaml", text=text + yaml(settings(plan)))]
+    return [*files, File(name="run.sh", text=run, executable=True)]
 
 
 def _defaults(job: Any) -> Mapping[str, Any]:
-    if job.task.lora is not None and job.task.method != "qlora" or job.task.method in ("lora", "dora"):
+    if (job.task.lora is not None and job.task.method != "qlora") or job.task.method in ("lora", "dora"):
         return {"strategy.weights": "fp32" if job.strategy.precision == "fp32" else "bf16"}
     return {"strategy.weights": "nf4-dq"} if job.task.method == "qlora" else {}
 
@@ -225,7 +229,6 @@ TARGET = Target(
         seq_len=written(),
         lora_rank=written(),
         lora_targets=written(),
-        lora_train_also=written(()),
         lora_alpha=written(),
         lora_dropout=written(),
         precision=written("fp32", "bf16", why="its recipes train in one dtype"),
@@ -244,7 +247,6 @@ TARGET = Target(
         weights=written("bf16", "fp32", "nf4-dq"),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import idle, rules, written
+from memfit.export.levers import rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.target import File, Target
@@ -186,7 +186,7 @@ def command(plan: Plan) -> str:
 
 def write(plan: Plan) -> list[File]:
     """The script, its arguments, and DeepSpeed's JSON when ZeRO is DeepSpeed's."""
-    text = commented(header(plan, "arguments of train.py", [command(plan)])) + yaml(settings(plan))
+    text = commented(header(plan, "arguments of train.py", [command(plan)])) + "\n" + yaml(settings(plan))
     lines = ["training script on transformers' Trainer; every lever stands in training.yaml."]
     files = [
         File(name="training.yaml", text=text),
@@ -220,7 +220,7 @@ def read(source: Source) -> Found:
     found.set("framework", "transformers")
     if found.get("zero") == 3 and "deepspeed" not in source.tree:
         found.set("framework_version", "fsdp")
-    keys.rest(("include_num_input_tokens_seen", "group_by_length"))
+    keys.rest(also=("include_num_input_tokens_seen", "group_by_length"))
     return found
 
 
@@ -264,7 +264,6 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,

@@ -7,7 +7,7 @@ from typing import Any
 
 from memfit.errors import JobError
 from memfit.export import hf, launch
-from memfit.export.levers import cannot, idle, rules, written
+from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.script import LEARNING_RATE
@@ -41,6 +41,8 @@ def settings(plan: Plan) -> list[Setting]:
     ]
     if _kind(plan) == "sft":
         rows.append(Setting("packing", True, "every sequence is full: what the estimate takes for granted"))
+    else:
+        rows.append(Setting("beta", 0.1, "yours to choose"))
     rows += [Setting(*title, "memory and speed"), *hf.arguments(plan, hf.engine(plan))]
     if "activations" in plan.offload:
         rows.append(Setting("activation_offloading", True, plan.note("offload")))
@@ -63,7 +65,7 @@ def command(plan: Plan) -> str:
 def write(plan: Plan) -> list[File]:
     """The YAML, and DeepSpeed's JSON when ZeRO is DeepSpeed's."""
     name = _kind(plan)
-    text = commented(header(plan, f"configuration of `trl {name}`", [command(plan)])) + yaml(settings(plan))
+    text = commented(header(plan, f"configuration of `trl {name}`", [command(plan)])) + "\n" + yaml(settings(plan))
     files = [File(name=f"{name}.yaml", text=text)]
     if hf.engine(plan) == "deepspeed":
         files.append(File(name="deepspeed.json", text=json_text(hf.deepspeed_config(plan, trainer=True))))
@@ -139,12 +141,12 @@ TARGET = Target(
         weights=written(*hf.WEIGHTS),
         gpus=written(),
         gpus_per_node=written(),
-        pp_schedule=idle("there is no pipeline"),
     ),
     check=_check,
     write=write,
     read=read,
     command=command,
+    never=frozenset({"seq_len"}),
     marks=(
         frozenset({"use_peft"}),
         frozenset({"activation_offloading"}),

@@ -20,7 +20,10 @@ def export_text(page: Page, answer: Export, paths: Sequence[Path], *, quiet: boo
         if quiet:
             return "".join(f"{file.name}\n" for file in answer.files)
         several = len(answer.files) > 1
-        parts = [f"{page.paint(f'==> {file.name} <==', 'title')}\n{file.text}" if several else file.text for file in answer.files]
+        parts = [
+            f"{page.paint(f'==> {file.name} <==', 'bold')}\n{file.text}" if several else file.text
+            for file in answer.files
+        ]
         return "\n".join(parts)
     lines = [f"wrote {clean(str(path))}" for path in paths]
     if quiet:
