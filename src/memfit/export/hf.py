@@ -204,13 +204,13 @@ def arguments(plan: Plan, kind: str, *, deepspeed_file: str = "deepspeed.json") 
         ]
     full = plan.checkpointing == "full"
     if kind == "fsdp":
-        rows.append(Setting("gradient_checkpointing", False, "FSDP does it: see fsdp_config"))
+        rows.append(Setting("activation_checkpointing", False, "FSDP does it: see fsdp_config"))
         rows += fsdp(plan)
     else:
         why = plan.note("checkpointing")
-        rows.append(Setting("gradient_checkpointing", full, why))
+        rows.append(Setting("activation_checkpointing", full, why))
         if full:
-            rows.append(Setting("gradient_checkpointing_kwargs", {"use_reentrant": False}))
+            rows.append(Setting("activation_checkpointing_kwargs", {"use_reentrant": False}))
     if kind == "deepspeed":
         rows.append(Setting("deepspeed", deepspeed_file, f"ZeRO-{plan.zero}: {plan.note('zero')}"))
     if plan.compile:

@@ -111,7 +111,7 @@ def _method(plan: Plan) -> list[Setting]:
 
 
 def _levers(plan: Plan) -> list[Setting]:
-    replaced = {"fp16", "bf16", "gradient_checkpointing", "gradient_checkpointing_kwargs", "optim_target_modules"}
+    replaced = {"fp16", "bf16", "activation_checkpointing", "activation_checkpointing_kwargs", "optim_target_modules"}
     rows = [row for row in hf.arguments(plan, _kind(plan)) if row.key not in replaced]
     if plan.optimizer in ("muon", "galore"):
         rows = [row for row in rows if row.key not in ("optim", "optim_args")]
