@@ -12,12 +12,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from export_jobs import TINY, base, changes, job  # noqa: E402
+from export_jobs import PROGRAMS, TINY, base, changes, job
 
-from memfit.errors import JobErrors  # noqa: E402
-from memfit.export import Export, export  # noqa: E402
-from memfit.export.folder import write_files  # noqa: E402
+from memfit.errors import JobErrors
+from memfit.export import Export, export
+from memfit.export.folder import write_files
 
+__all__ = ["PROGRAMS", "TINY", "accepted", "base", "export", "job", "losses", "run", "tiny", "tokens", "torchrun"]
 BIN = Path(sys.executable).parent
 
 
@@ -84,7 +85,13 @@ def run(words: Sequence[Any], folder: Path, **env: str) -> str:
         "HF_HUB_OFFLINE": "1", "HF_HOME": home, "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", **env,
     }  # fmt: skip
     done = subprocess.run(
-        [str(word) for word in words], cwd=folder, env=settings, capture_output=True, text=True, timeout=240, check=False
+        [str(word) for word in words],
+        cwd=folder,
+        env=settings,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, f"{' '.join(map(str, words))}\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""transformers, accelerate, TRL and plain PyTorch: their own classes and launchers on the exports, short runs on the CPU."""
+"""transformers, accelerate, TRL and PyTorch: their own classes and launchers on the exports, short runs on a CPU."""
 
 from __future__ import annotations
 
@@ -35,14 +35,18 @@ def module_of(path):
 
 
 def test_accelerate_reads_every_configuration(tmp_path):
-    """Its own config class takes the file, its launcher has an option for each key (unknown FSDP keys pass in silence)."""
+    """Its config class takes the file, and its launcher has an option for each key (unknown FSDP keys pass unseen)."""
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
     from accelerate.utils import FullyShardedDataParallelPlugin, ParallelismConfig
 
     options = {action.dest for action in launch_command_parser()._actions}
     fields = {field.name for field in dataclasses.fields(FullyShardedDataParallelPlugin)}
-    renamed = {"version": "fsdp_version", "offload_params": "cpu_offload", "transformer_layer_cls_to_wrap": "auto_wrap_policy"}
+    renamed = {
+        "version": "fsdp_version",
+        "offload_params": "cpu_offload",
+        "transformer_layer_cls_to_wrap": "auto_wrap_policy",
+    }
     count = 0
     for what, answer in accepted("accelerate"):
         path = tmp_path / "accelerate.yaml"
