@@ -26,6 +26,8 @@ COMMANDS: Mapping[str, _Entry] = {
     "estimate": _Entry("memfit.cli.estimate", "Where the GPU memory of a job goes, and whether it fits."),
     "trace": _Entry("memfit.cli.trace", "The allocations of the real module, without a GPU."),
     "compare": _Entry("memfit.cli.compare", "The ledgers of two jobs side by side."),
+    "export": _Entry("memfit.cli.export", "A job as complete files of the tool that will run it."),
+    "import": _Entry("memfit.cli.importing", "Other tools' configurations as a job."),
     "job": _Entry("memfit.cli.job", "A job with every value filled in, and where each comes from."),
     "models": _Entry("memfit.cli.models", "The models that are known by name."),
     "model": _Entry("memfit.cli.model", "One model: exact parameters, cache per token, layers by kind."),

@@ -1,0 +1,282 @@
+"""torchtitan 0.3: a Python module with a function that returns a ``Trainer.Config`` (0.3 reads no TOML any more)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from memfit.errors import JobError
+from memfit.export import launch
+from memfit.export.levers import cannot, rules, written
+from memfit.export.plan import Plan
+from memfit.export.target import File, Target
+from memfit.export.text import commented, header, python
+from memfit.export.torchtitan_reading import FLAVORS, read
+from memfit.job import Job
+
+SCHEDULES: Mapping[str, str] = {
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "interleaved": "Interleaved1F1B",
+    "zero-bubble": "InterleavedZeroBubble",
+}
+"""Job schedule -> class of torch.distributed.pipelining."""
+_CONVERTERS = {
+    "fp8": "Float8LinearConverter",
+    "mxfp8": "MXFP8LinearConverter",
+    "nvfp4": "NVFP4LinearConverter",
+}
+
+
+def _flavor(plan: Plan) -> tuple[str, str] | None:
+    from memfit.models import catalog
+
+    entry = catalog.lookup(plan.name) if plan.name else None
+    return FLAVORS.get(entry.name) if entry else None
+
+
+def _check(plan: Plan) -> Iterator[JobError]:
+    tool = plan.target.tool
+    flavor = _flavor(plan)
+    if flavor is None:
+        known = ", ".join(FLAVORS)
+        yield JobError(
+            "model.name", f"{tool} has no flavor of {plan.name or 'this configuration'}", hint=f"it has {known}"
+        )
+    moved = set(plan.offload)
+    if moved and moved != {"parameters", "gradients", "optimizer"}:
+        why = "FSDP2 offloads parameters, gradients and optimizer states together, or none"
+        yield cannot("strategy.offload", plan.offload, tool, why=why, hint="state all three")
+    if moved and plan.zero < 3:
+        yield cannot("strategy.offload", plan.offload, tool, why="only sharded states are offloaded", hint="zero = 3")
+    if plan.pp > 1:
+        yield from _pipeline_faults(plan)
+    if plan.adapters:
+        yield from _adapter_faults(plan)
+    if plan.precision in ("mxfp8", "nvfp4") and not plan.compile:
+        yield cannot("strategy.compile", False, tool, why=f"{plan.precision} products need the compiled model")
+    if plan.seq_len % 8 and plan.loss == "chunked":
+        yield cannot("strategy.loss", "chunked", tool, why=f"seq_len {plan.seq_len} is not a multiple of its 8 chunks")
+    if plan.tp > 1 and plan.dp > 1 and plan.zero == 0:
+        yield cannot("strategy.zero", 0, tool, why="tensor parallelism goes with FSDP, not with plain data parallelism")
+
+
+def _pipeline_faults(plan: Plan) -> Iterator[JobError]:
+    tool = plan.target.tool
+    looped = plan.pp_schedule in ("interleaved", "zero-bubble")
+    if looped and plan.virtual_pp < 2:
+        why = f"{SCHEDULES[plan.pp_schedule]} has at least two stages a GPU"
+        yield cannot("strategy.virtual_pp", plan.virtual_pp, tool, why=why, hint="virtual_pp = 2")
+    if not looped and plan.virtual_pp > 1:
+        yield cannot("strategy.virtual_pp", plan.virtual_pp, tool, why=f"{plan.pp_schedule} has one stage a GPU")
+    layers, stages = plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp
+    if layers < stages or -(-layers // -(-layers // stages)) != stages:
+        yield cannot("strategy.pp", plan.pp, tool, why=f"{layers} layers do not make {stages} even stages")
+
+
+def _adapter_faults(plan: Plan) -> Iterator[JobError]:
+    tool = plan.target.tool
+    if plan.lora_targets != "all-linear":
+        why = "its projections are fused and named otherwise"
+        yield cannot("task.lora.targets", plan.lora_targets, tool, why=why, hint="targets = all-linear")
+    frozen = "bf16" if plan.precision == "bf16" else "fp32"
+    if plan.weights != frozen:
+        yield cannot("strategy.weights", plan.weights, tool, why=f"frozen weights are held in {frozen}")
+
+
+def _call(name: str, rows: list[tuple[str, Any, str]], indent: int) -> str:
+    """A call with one argument a line; values are source text."""
+    pad = " " * (indent + 4)
+    lines = [f"{pad}{key}={value},{f'  # {why}' if why else ''}" for key, value, why in rows]
+    return "\n".join([f"{name}(", *lines, f"{' ' * indent})"]) if rows else f"{name}()"
+
+
+def _training(plan: Plan) -> list[tuple[str, Any, str]]:
+    # With a pipeline, torchtitan splits its local batch into the pipeline's micro-batches.
+    local = plan.micro_batch * plan.grad_accum if plan.pp > 1 else plan.micro_batch
+    half = plan.precision == "bf16"
+    compute = "float32" if plan.precision == "fp32" else "bfloat16"
+    return [
+        ("local_batch_size", local, f"micro-batch {plan.micro_batch}; {plan.origin('micro_batch')}"),
+        ("global_batch_size", plan.global_batch, f"{plan.grad_accum} micro-batches on {plan.dp} data-parallel ranks"),
+        ("seq_len", plan.seq_len, plan.origin("seq_len")),
+        ("dtype", python("bfloat16" if half else "float32"), f"precision {plan.precision}: {plan.note('precision')}"),
+        ("mixed_precision_param", python(compute), "compute"),
+        ("enable_cpu_offload", bool(plan.offload), plan.origin("offload")),
+        ("disable_cuda_graphs", True, "their pools are memory that the estimate does not count"),
+        ("steps", 1000, "yours to choose"),
+    ]
+
+
+def _parallelism(plan: Plan) -> list[tuple[str, Any, str]]:
+    shard = plan.dp_shard if plan.zero == 3 else 1
+    rows: list[tuple[str, Any, str]] = [
+        ("data_parallel_replicate_degree", plan.dp // shard, ""),
+        ("data_parallel_shard_degree", shard, f"zero {plan.zero}: {plan.note('zero')}"),
+        ("fsdp_reshard_after_forward", python("always" if plan.reshard else "never"), plan.note("reshard")),
+        ("tensor_parallel_degree", plan.tp, plan.origin("tp")),
+        ("enable_sequence_parallel", plan.sequence_parallel, plan.note("sequence_parallel")),
+        ("context_parallel_degree", plan.cp, plan.origin("cp")),
+        ("expert_parallel_degree", plan.ep, plan.origin("ep")),
+        ("pipeline_parallel_degree", plan.pp, plan.origin("pp")),
+    ]
+    if plan.pp > 1:
+        layers = -(-plan.arch.decoder.num_layers // (plan.pp * plan.virtual_pp))
+        rows += [
+            ("pipeline_parallel_schedule", python(SCHEDULES[plan.pp_schedule]), plan.origin("pp_schedule")),
+            ("pipeline_parallel_microbatch_size", plan.micro_batch, "sequences of one pipeline micro-batch"),
+            ("pipeline_parallel_layers_per_stage", layers, f"{plan.virtual_pp} stages on each GPU"),
+            ("pipeline_parallel_first_stage_less_layers", 0, "equal stages, as the estimate assumes"),
+            ("pipeline_parallel_last_stage_less_layers", 0, ""),
+        ]
+    if plan.precision == "nvfp4":
+        rows.append(("spmd_backend", python("spmd_types"), "what NVFP4 needs"))
+    return rows
+
+
+def _components(plan: Plan) -> list[str]:
+    return [name for name, on in (("model", plan.compile), ("loss", plan.loss == "compiled")) if on]
+
+
+def _spec(plan: Plan, flavor: str) -> str:
+    converters = []
+    if plan.precision in _CONVERTERS:
+        extra = (
+            ', fqns=["layers"]'
+            if plan.precision == "nvfp4"
+            else ', filter_fqns=["lm_head"]'
+            if plan.precision == "fp8"
+            else ""
+        )
+        converters.append(f"{_CONVERTERS[plan.precision]}.Config(model_compile_enabled={plan.compile}{extra})")
+    if plan.adapters:
+        alpha = float(plan.lora_alpha if plan.lora_alpha is not None else 2 * plan.lora_rank)
+        names = '["wqkv", "wq", "wkv", "wo", "w1", "w2", "w3"]'
+        converters.append(f"LoRAConverter.Config(rank={plan.lora_rank}, alpha={alpha}, target_modules={names})")
+    rest = f", converters=[{', '.join(converters)}]" if converters else ""
+    return f'model_registry({python(flavor)}, attn_backend="flex"{rest})'
+
+
+def module(plan: Plan) -> str:
+    """The text of the module."""
+    name, flavor = _flavor(plan) or ("", "")
+    components = _components(plan)
+    loss = "CrossEntropyLoss.Config(global_vocab_size=decoder_vocab_size(spec))"
+    if plan.loss == "chunked":
+        loss = f"ChunkedLossWrapper.Config(loss_fn={loss})"
+    policy = {"none": "None", "selective": "SelectiveAC.Config()", "full": "FullAC.Config()"}[plan.checkpointing]
+    wrapper = "ChunkedLossWrapper, " if plan.loss == "chunked" else ""
+    imports = [
+        f"from torchtitan.components.loss import {wrapper}CrossEntropyLoss",
+        "from torchtitan.components.optimizer import default_adamw",
+        "from torchtitan.config import CompileConfig, ParallelismConfig, TrainingConfig",
+        "from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader",
+        "from torchtitan.models.common.config_utils import decoder_vocab_size",
+        f"from torchtitan.models.{name} import model_registry",
+        "from torchtitan.trainer import Trainer",
+    ]
+    if plan.checkpointing != "none":
+        imports.append(f"from torchtitan.distributed.activation_checkpoint import {policy.split('.')[0]}")
+    if plan.precision in _CONVERTERS:
+        imports.append(f"from torchtitan.components.quantization import {_CONVERTERS[plan.precision]}")
+    if plan.adapters:
+        imports.append("from torchtitan.components.lora import LoRAConverter")
+    rows = [
+        ("model_spec", "spec", ""),
+        (
+            "hf_assets_path",
+            python(f"./assets/hf/{plan.model.rsplit('/', 1)[-1]}"),
+            "tokenizer: scripts/download_hf_assets.py",
+        ),
+        ("loss", loss, f"loss {plan.loss}: {plan.note('loss')}"),
+        ("optimizer", "default_adamw(lr=3e-4)", f"{plan.optimizer}: {plan.note('optimizer')}"),
+        ("training", _call("TrainingConfig", _training(plan), 8), ""),
+        ("parallelism", _call("ParallelismConfig", _parallelism(plan), 8), ""),
+        ("activation_checkpoint", policy, plan.note("checkpointing")),
+        ("compile", f"CompileConfig(enable={bool(components)}, components={python(components)})", plan.note("compile")),
+        ("dataloader", 'HuggingFaceTextDataLoader.Config(dataset="c4")', "yours to choose"),
+    ]
+    body = _call("Trainer.Config", rows, 4)
+    return "\n".join(
+        [
+            commented(header(plan, "configuration of torchtitan", [command(plan)])),
+            *sorted(imports),
+            "",
+            "",
+            "def job() -> Trainer.Config:",
+            f"    spec = {_spec(plan, flavor)}",
+            f"    return {body}",
+            "",
+        ]
+    )
+
+
+def command(plan: Plan) -> str:
+    """What one machine starts."""
+    return launch.torchrun(plan, "-m torchtitan.train --module memfit_torchtitan --config job")
+
+
+def write(plan: Plan) -> list[File]:
+    """The module and how to start it."""
+    before = "export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTORCH_ALLOC_CONF=expandable_segments:True\n"
+    run = launch.run_script(plan, "start of torchtitan", command(plan), before)
+    return [File(name="memfit_torchtitan.py", text=module(plan)), File(name="run.sh", text=run, executable=True)]
+
+
+def _defaults(job: Job) -> Mapping[str, Any]:
+    if job.task.lora is None and job.task.method != "lora":
+        return {}
+    return {"strategy.weights": "bf16" if job.strategy.precision == "bf16" else "fp32"}
+
+
+TARGET = Target(
+    name="torchtitan",
+    title="torchtitan",
+    version="0.3",
+    about="Python module with a function that returns `Trainer.Config`",
+    checked="`torchtitan.config.manager`, its own config manager, builds the configuration",
+    framework=("torchtitan", None),
+    defaults=_defaults,
+    levers=rules(
+        name=written(),
+        method=written("full", "lora"),
+        seq_len=written(),
+        lora_rank=written(),
+        lora_targets=written("all-linear"),
+        lora_alpha=written(),
+        precision=written("fp32", "bf16", "bf16-mixed", "fp8", "mxfp8", "nvfp4"),
+        optimizer=written(
+            "adamw", why="its optimizers are Adam, AdamW and a distributed Muon with settings of its own"
+        ),
+        micro_batch=written(),
+        grad_accum=written(),
+        dp=written(),
+        zero=written(0, 3, why="it shards by FSDP2, which is ZeRO-3"),
+        dp_shard=written(),
+        reshard=written(),
+        tp=written(),
+        sequence_parallel=written(),
+        pp=written(),
+        pp_schedule=written(*SCHEDULES),
+        virtual_pp=written(),
+        cp=written(),
+        ep=written(),
+        checkpointing=written("none", "selective", "full"),
+        compile=written(),
+        attention=written("flash", why="language models run FlexAttention or varlen attention, which are flash"),
+        loss=written("eager", "compiled", "chunked"),
+        offload=written("optimizer", "parameters", "gradients"),
+        weights=written("bf16", "fp32"),
+        gpus=written(),
+        gpus_per_node=written(),
+    ),
+    check=_check,
+    write=write,
+    read=read,
+    command=command,
+    marks=(
+        frozenset({"training", "parallelism"}),
+        frozenset({"training", "activation_checkpoint"}),
+        frozenset({"training", "metrics", "model"}),
+    ),
+)
