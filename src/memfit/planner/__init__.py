@@ -1,0 +1,1 @@
+"""One search over all remedies together: the best configuration that fits, and why it is the best."""

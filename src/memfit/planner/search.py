@@ -1,0 +1,368 @@
+"""The search: the best candidates of a space by branch and bound, with the memory model and the time model as they are.
+
+A node of the tree has chosen some levers. Its bound in time is the time with the remaining levers at their fastest
+values, its bound in memory the need with them at their leanest (``levers.BOUNDED``); rows that cannot be among the best,
+or cannot fit, go no further. Nothing else is left out, so the first answer is the optimum of the two models wherever
+these values are what they are said to be, which a test compares with brute force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from memfit import speed
+from memfit.formula import arrays
+from memfit.formula.resolve import Resolved
+from memfit.planner import levers
+from memfit.planner.space import Layout, Space
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+
+APART = ("tp", "pp", "cp", "ep", "zero", "micro_batch", "precision", "optimizer", "offload")
+"""Plans that agree in these are one plan: only the best of them is listed."""
+RANK = 1e9
+"""Seconds that one unit of a penalty weighs: more than any step takes."""
+
+Penalty = Callable[[Mapping[str, Any], Mapping[str, "Ints"]], Any]
+"""(values chosen so far, columns) -> what counts before time: changes from today's job, minus sequences in flight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One configuration: all searched fields by name, its figures by the two models.
+
+    Attributes:
+        values: field name -> value.
+        seconds: of one optimizer step.
+        need_bytes: middle of what must be there for the run to finish.
+        penalty: what counts before time; 0 when time alone decides.
+    """
+
+    values: Mapping[str, Any]
+    seconds: float
+    need_bytes: int
+    penalty: float = 0.0
+
+    @property
+    def apart(self) -> tuple[Any, ...]:
+        """What tells it from other plans."""
+        return tuple(self.values[name] for name in APART)
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Best first, ties by need, then by the values themselves, so that the answer never depends on chance."""
+        return (self.penalty, self.seconds, self.need_bytes, tuple(str(self.values[n]) for n in levers.ALL))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        best: best first, each apart from the others.
+        unlimited: the best if memory were no limit (its ``need_bytes`` is that of its fastest form), None without rows.
+        leanest: the candidate that needs least, fitting or not; None without rows.
+        front: evaluated candidates that fit and that none beats in both time and need, fastest first.
+        considered, evaluated: size of the space, and candidates whose memory or time was computed.
+        limit_bytes: largest need that was accepted.
+    """
+
+    best: tuple[Candidate, ...]
+    unlimited: Candidate | None
+    leanest: Candidate | None
+    front: tuple[Candidate, ...]
+    considered: int
+    evaluated: int
+    limit_bytes: int
+
+
+@dataclass
+class _State:
+    keep: int
+    found: dict[tuple[Any, ...], Candidate] = field(default_factory=dict)
+    fitting: list[tuple[float, int, Candidate]] = field(default_factory=list)
+    threshold: float = float("inf")
+    evaluated: int = 0
+
+    def add(self, candidate: Candidate) -> None:
+        known = self.found.get(candidate.apart)
+        if known is None or candidate.order < known.order:
+            self.found[candidate.apart] = candidate
+        if len(self.found) >= self.keep:
+            scores = sorted(c.penalty * RANK + c.seconds for c in self.found.values())
+            self.threshold = scores[self.keep - 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """Rows that are still in the race, with their bounds."""
+
+    chosen: Mapping[str, Any]
+    rows: Mapping[str, Ints]
+    seconds: Floats
+    need: Ints
+
+
+def _none(_: Mapping[str, Any], __: Mapping[str, Ints]) -> float:
+    return 0.0
+
+
+class Search:
+    """One search of one space.
+
+    Args:
+        space: what may be chosen.
+        limit_bytes: largest need that is accepted.
+        host_bytes: largest pinned memory of a rank that is accepted, None for no limit.
+        keep: how many plans are wanted.
+        penalty: what counts before time.
+        calibration: constants of the time model, as ``memfit.speed`` takes them.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        limit_bytes: int,
+        host_bytes: int | None = None,
+        keep: int = 3,
+        penalty: Penalty = _none,
+        calibration: Any = None,
+    ) -> None:
+        self.space = space
+        self.limit = limit_bytes
+        self.host = host_bytes
+        self.penalty = penalty
+        self.calibration = calibration
+        self.state = _State(keep)
+        self.unlimited: Candidate | None = None
+        self.leanest: Candidate | None = None
+
+    def run(self) -> Outcome:
+        """Search the whole space."""
+        roots = [self._root(chosen, layout) for chosen, layout in self.space.roots()]
+        alive = [node for node in roots if node is not None and len(node.seconds)]
+        for node in sorted(alive, key=self._promise):
+            self._visit(node, levers.BOUNDED)
+        ranked = sorted(self.state.found.values(), key=lambda c: c.order)
+        return Outcome(
+            best=tuple(ranked[: self.state.keep]),
+            unlimited=self.unlimited,
+            leanest=self.leanest,
+            front=_front(self.state.fitting),
+            considered=self.space.size,
+            evaluated=self.state.evaluated,
+            limit_bytes=self.limit,
+        )
+
+    def fits_at_all(self) -> bool:
+        """Whether any candidate fits, without looking for the best."""
+        for chosen, layout in self.space.roots():
+            pipeline = {name: layout.static[name] for name in levers.STRUCTURAL}
+            values = {**pipeline, **chosen}
+            for lean in self._lean(values, levers.BOUNDED):
+                need, _, host = self._memory(lean, layout.columns)
+                if self._fits(need, host).any():
+                    return True
+        return False
+
+    # ---- the tree ---------------------------------------------------------------------------------------------------
+
+    def _root(self, chosen: Mapping[str, Any], layout: Layout) -> _Node | None:
+        values = {**{name: layout.static[name] for name in levers.STRUCTURAL}, **chosen}
+        fast = self._complete(values, levers.BOUNDED, levers.fastest)
+        if fast is None:
+            return None
+        rows = layout.columns
+        seconds = self._time(fast, rows)
+        self._note_unlimited(fast, rows, seconds)
+        need, fits = self._least(values, levers.BOUNDED, rows)
+        self._note_leanest(values, rows, need)
+        return _keep(_Node(values, rows, seconds, need), fits)
+
+    def _promise(self, node: _Node) -> float:
+        return float((self.penalty(node.chosen, node.rows) * RANK + node.seconds).min())
+
+    def _visit(self, node: _Node, rest: Sequence[str]) -> None:
+        node = self._in_time(node)
+        if not len(node.seconds):
+            return
+        if not rest:
+            self._leaf(node)
+            return
+        lever, *later = rest
+        for run in _runs(self.space.options(lever, node.chosen)):
+            self._run(node, lever, run, later)
+
+    def _run(self, node: _Node, lever: str, run: tuple[Any, ...], later: Sequence[str]) -> None:
+        """Values of one lever in an order in which time grows and need shrinks: bounded by both ends, then halved."""
+        node = self._in_time(node)
+        options = self.space.options(lever, node.chosen)
+        first, last = {**node.chosen, lever: run[0]}, {**node.chosen, lever: run[-1]}
+        fast = self._complete(first, later, levers.fastest)
+        if fast is None or not len(node.seconds):
+            return
+        if run[0] != levers.fastest(lever, options):
+            node = self._in_time(replace(node, seconds=self._time(fast, node.rows)))
+        if len(node.seconds) and run[-1] != levers.leanest(lever, options):
+            need, fits = self._least(last, later, node.rows)
+            node = _keep(replace(node, need=need), fits)
+        if not len(node.seconds):
+            return
+        if len(run) == 1:
+            self._visit(replace(node, chosen=first), later)
+            return
+        half = len(run) // 2
+        self._run(node, lever, run[:half], later)
+        self._run(node, lever, run[half:], later)
+
+    def _leaf(self, node: _Node) -> None:
+        import numpy as np
+
+        # The bounds of a leaf are its own figures, except where an exclusion stood in the way of a bound.
+        seconds = self._time(node.chosen, node.rows)
+        need, _, host = self._memory(node.chosen, node.rows)
+        fits = self._fits(need, host)
+        node = self._in_time(_keep(replace(node, seconds=seconds, need=need), fits))
+        if not len(node.seconds):
+            return
+        penalty = np.broadcast_to(np.asarray(self.penalty(node.chosen, node.rows), dtype=float), node.seconds.shape)
+        for i in np.lexsort((node.need, node.seconds, penalty)):
+            if penalty[i] * RANK + node.seconds[i] > self.state.threshold:
+                break
+            candidate = _candidate(node, int(i), float(penalty[i]))
+            self.state.add(candidate)
+            self.state.fitting.append((candidate.seconds, candidate.need_bytes, candidate))
+
+    def _in_time(self, node: _Node) -> _Node:
+        score = self.penalty(node.chosen, node.rows) * RANK + node.seconds
+        return _keep(node, score <= self.state.threshold)
+
+    # ---- bounds -----------------------------------------------------------------------------------------------------
+
+    def _complete(
+        self, chosen: Mapping[str, Any], rest: Sequence[str], pick: Callable[[str, tuple[Any, ...]], Any]
+    ) -> dict[str, Any] | None:
+        """The values chosen with the remaining levers at what ``pick`` says; None when the choice is excluded."""
+        if self.space.forbidden(chosen):
+            return None
+        out = dict(chosen)
+        for lever in rest:
+            out[lever] = pick(lever, self.space.options(lever, out))
+        return out
+
+    def _lean(self, chosen: Mapping[str, Any], rest: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The leanest completion; where an exclusion forbids it, one for each largest offload that is allowed."""
+        lean = self._complete(chosen, rest, levers.leanest)
+        if lean is None:
+            return
+        if not self.space.forbidden(lean) or "offload" not in rest:
+            yield lean
+            return
+        for value in reversed(self.space.options("offload", chosen)):
+            other = {**lean, "offload": value}
+            if not self.space.forbidden(other):
+                yield other
+
+    def _least(self, chosen: Mapping[str, Any], rest: Sequence[str], rows: Mapping[str, Ints]) -> tuple[Ints, Any]:
+        """(lowest need, whether any completion can fit) of each row."""
+        import numpy as np
+
+        least: Any = None
+        fits: Any = None
+        for lean in self._lean(chosen, rest):
+            need, _, host = self._memory(lean, rows)
+            ok = self._fits(need, host if not rest else None)
+            least = need if least is None else np.minimum(least, need)
+            fits = ok if fits is None else fits | ok
+        if least is None:
+            count = len(rows["tp"])
+            return np.full(count, 1 << 62, dtype=np.int64), np.zeros(count, dtype=bool)
+        return least, fits
+
+    def _fits(self, need: Ints, host: Ints | None) -> Any:
+        ok = need <= self.limit
+        return ok if host is None or self.host is None else ok & (host <= self.host)
+
+    # ---- the models -------------------------------------------------------------------------------------------------
+
+    def _time(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> Floats:
+        self.state.evaluated += len(rows["tp"])
+        times = speed.evaluate(at(self.space.base, chosen), calibration=self.calibration, **rows)
+        seconds: Floats = times.step_s
+        if self.space.global_batch is not None:
+            return seconds
+        # micro-batch and accumulation are given: steps of different size are compared by the time of a sequence
+        per: Floats = seconds / (rows["micro_batch"] * rows["grad_accum"] * rows["dp"])
+        return per
+
+    def _memory(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> tuple[Ints, Ints, Ints]:
+        self.state.evaluated += len(rows["tp"])
+        peaks = arrays.evaluate(at(self.space.base, chosen), **rows)
+        return peaks.need, peaks.device, peaks.host
+
+    def _note_unlimited(self, fast: Mapping[str, Any], rows: Mapping[str, Ints], seconds: Floats) -> None:
+        import numpy as np
+
+        i = int(np.argmin(seconds))
+        if self.unlimited is None or seconds[i] < self.unlimited.seconds:
+            zeros = np.zeros(len(seconds), dtype=np.int64)
+            self.unlimited = _candidate(_Node(fast, rows, seconds, zeros), i, 0.0)
+
+    def _note_leanest(self, values: Mapping[str, Any], rows: Mapping[str, Ints], need: Ints) -> None:
+        import numpy as np
+
+        i = int(np.argmin(need))
+        if self.leanest is None or need[i] < self.leanest.need_bytes:
+            lean = next(self._lean(values, levers.BOUNDED), None)
+            if lean is not None:
+                self.leanest = _candidate(_Node(lean, rows, np.zeros(len(need)), need), i, 0.0)
+
+
+def _runs(values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Values as runs: every n-th layer, n falling, is one; any other value is alone."""
+    every = tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool))
+    for value in values:
+        if value not in every or isinstance(value, bool):
+            yield (value,)
+        elif value == every[0]:
+            yield every
+
+
+def at(base: Resolved, chosen: Mapping[str, Any]) -> Resolved:
+    """The base job with values chosen."""
+    return replace(base, values={**base.values, **chosen})
+
+
+def _keep(node: _Node, mask: Any) -> _Node:
+    if mask.all():
+        return node
+    return _Node(node.chosen, {n: c[mask] for n, c in node.rows.items()}, node.seconds[mask], node.need[mask])
+
+
+def _candidate(node: _Node, row: int, penalty: float) -> Candidate:
+    numbers = {name: int(column[row]) for name, column in node.rows.items()}
+    return Candidate(
+        values={**node.chosen, **numbers},
+        seconds=float(node.seconds[row]),
+        need_bytes=int(node.need[row]),
+        penalty=penalty,
+    )
+
+
+def _front(fitting: list[tuple[float, int, Candidate]]) -> tuple[Candidate, ...]:
+    """Those that no other beats in time and in need."""
+    out: list[Candidate] = []
+    least: int | None = None
+    for _, need, candidate in sorted(fitting, key=lambda item: (item[0], item[1], item[2].order)):
+        if least is None or need < least:
+            out.append(candidate)
+            least = need
+    return tuple(out)
