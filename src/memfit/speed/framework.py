@@ -1,0 +1,37 @@
+"""How each framework runs a step, as rows of ``data/frameworks.toml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Literal
+
+from memfit.formula.profile import lineage
+from memfit.speed.data import read
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Framework:
+    """One framework's rows; see the data file for each field."""
+
+    source: str
+    host: float
+    attention: str
+    fused_softmax: bool
+    early_stop: bool
+    ddp: Literal["overlap", "after"]
+    each_micro: bool
+    prefetch: bool
+    p2p_messages: int
+    p2p_sync: bool
+    p2p_overlap: bool
+
+
+@cache
+def framework(name: str) -> Framework:
+    """The rows of a profile: its own over those of the profiles that it is like, over the defaults."""
+    table = read("frameworks")
+    row = dict(table["default"])
+    for ancestor in reversed(lineage(name)):
+        row |= table.get(ancestor, {})
+    return Framework(**{f.name: row[f.name] for f in fields(Framework)})
