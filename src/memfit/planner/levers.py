@@ -7,9 +7,11 @@ from typing import Any
 
 from memfit.planner.capabilities import Capability, allowed
 
-BRANCHED = ("precision", "optimizer", "optimizer_in_backward", "attention", "zero", "sequence_parallel")
+BRANCHED = (
+    "precision", "optimizer", "optimizer_in_backward", "attention", "loss", "compile", "zero", "sequence_parallel",
+)  # fmt: skip
 """Levers whose values are tried one by one: none of them is known to be the fastest or the leanest of all."""
-BOUNDED = ("checkpointing", "offload", "loss", "reshard", "compile")
+BOUNDED = ("checkpointing", "offload", "reshard")
 """Levers with one value that is never slower and one that never needs more than any other, whatever else is chosen."""
 STRUCTURAL = ("pp", "pp_schedule", "virtual_pp")
 NUMBERS = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
@@ -26,12 +28,7 @@ _SPEED: dict[str, tuple[Any, ...]] = {
     "compile": (True, False),
 }
 """Values from fast to slow; the rest follows in the order of the capability table."""
-_LEAN: dict[str, tuple[Any, ...]] = {
-    "checkpointing": ("full",),
-    "loss": ("fused", "chunked", "compiled", "eager"),
-    "reshard": (True,),
-    "compile": (True,),
-}
+_LEAN: dict[str, tuple[Any, ...]] = {"checkpointing": ("full",), "reshard": (True,)}
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "pipeline": ("pp", "pp_schedule", "virtual_pp"),

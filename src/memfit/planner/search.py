@@ -97,7 +97,7 @@ class _State:
             self.found[candidate.apart] = candidate
         if len(self.found) >= self.keep:
             scores = sorted(c.penalty * RANK + c.seconds for c in self.found.values())
-            self.threshold = scores[self.keep - 1]
+            self.threshold = min(self.threshold, scores[self.keep - 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,7 @@ class Search:
         host_bytes: largest pinned memory of a rank that is accepted, None for no limit.
         keep: how many plans are wanted.
         penalty: what counts before time.
+        bar: seconds that a plan must stay below to be of interest.
         calibration: constants of the time model, as ``memfit.speed`` takes them.
     """
 
@@ -134,6 +135,7 @@ class Search:
         host_bytes: int | None = None,
         keep: int = 3,
         penalty: Penalty = _none,
+        bar: float = float("inf"),
         calibration: Any = None,
     ) -> None:
         self.space = space
@@ -141,16 +143,15 @@ class Search:
         self.host = host_bytes
         self.penalty = penalty
         self.calibration = calibration
-        self.state = _State(keep)
+        self.state = _State(keep, threshold=bar)
         self.unlimited: Candidate | None = None
         self.leanest: Candidate | None = None
 
     def run(self) -> Outcome:
         """Search the whole space."""
         roots = [self._root(chosen, layout) for chosen, layout in self.space.roots()]
-        alive = [node for node in roots if node is not None and len(node.seconds)]
-        for node in sorted(alive, key=self._promise):
-            self._visit(node, levers.BOUNDED)
+        for node in sorted((node for node in roots if node is not None), key=self._promise):
+            self._enter(node)
         ranked = sorted(self.state.found.values(), key=lambda c: c.order)
         return Outcome(
             best=tuple(ranked[: self.state.keep]),
@@ -176,6 +177,8 @@ class Search:
     # ---- the tree ---------------------------------------------------------------------------------------------------
 
     def _root(self, chosen: Mapping[str, Any], layout: Layout) -> _Node | None:
+        import numpy as np
+
         values = {**{name: layout.static[name] for name in levers.STRUCTURAL}, **chosen}
         fast = self._complete(values, levers.BOUNDED, levers.fastest)
         if fast is None:
@@ -183,9 +186,16 @@ class Search:
         rows = layout.columns
         seconds = self._time(fast, rows)
         self._note_unlimited(fast, rows, seconds)
-        need, fits = self._least(values, levers.BOUNDED, rows)
-        self._note_leanest(values, rows, need)
-        return _keep(_Node(values, rows, seconds, need), fits)
+        return _Node(values, rows, seconds, np.zeros(len(seconds), dtype=np.int64))
+
+    def _enter(self, node: _Node) -> None:
+        """A branch: its rows that are fast enough and can fit are searched."""
+        node = self._in_time(node)
+        if not len(node.seconds):
+            return
+        need, fits = self._least(node.chosen, levers.BOUNDED, node.rows)
+        self._note_leanest(node.chosen, node.rows, need)
+        self._visit(_keep(replace(node, need=need), fits), levers.BOUNDED)
 
     def _promise(self, node: _Node) -> float:
         return float((self.penalty(node.chosen, node.rows) * RANK + node.seconds).min())

@@ -30,6 +30,7 @@ _MOST_VIRTUAL = 16
 _LEAST_TOKENS = 1024
 """Context parallelism leaves each rank at least so many tokens: below, a rank's attention is shorter than its exchange."""
 _MOST_MICRO = 512
+_SOME_SIZES = sorted({n for k in range(10) for n in (2**k, 3 * 2**k, 5 * 2**k, 7 * 2**k) if n <= _MOST_MICRO})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +55,8 @@ class Space:
         fixed: field name -> value that the user stated.
         cap: what the framework can do.
         cluster: the GPUs.
-        global_batch: sequences per step; None when micro-batch and accumulation are stated instead.
+        global_batch: sequences per step; None when micro-batch and accumulation are stated instead, or ``open_batch``.
+        open_batch: the batch is what is looked for: any micro-batch, accumulated as stated or not at all.
         values: lever -> values, fast ones first.
         notes: what was assumed to make the question complete.
     """
@@ -65,6 +67,7 @@ class Space:
     cluster: Cluster
     global_batch: int | None
     values: Mapping[str, tuple[Any, ...]]
+    open_batch: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -128,22 +131,24 @@ def _pipeline(static: Mapping[str, Any]) -> dict[str, Any]:
 
 def make_space(
     job: Job,
-    gpu: Gpu | None,
+    gpu: Gpu,
     gpus: int,
     *,
     allow: frozenset[str],
     free: frozenset[str] = frozenset(),
     seq_len: int | None = None,
+    open_batch: bool = False,
 ) -> Space:
     """The space of a job.
 
     Args:
         job: what the user stated.
-        gpu: the card, None when the job states only its memory.
+        gpu: the card.
         gpus: number of GPUs.
         allow: changes of results that the user permits.
         free: fields of the job that are not fixed although they are stated.
         seq_len: replaces the stated length.
+        open_batch: the batch is looked for, unless it is stated.
 
     Raises:
         JobErrors: the stated fields contradict each other.
@@ -170,27 +175,30 @@ def make_space(
     bare = {n: None for n in job.strategy.__dataclass_fields__ if n in _SIZES or n in free}
     strategy = replace(job.strategy, **{**bare, "framework": framework})
     task = replace(job.task, kind="train", seq_len=stated.get("seq_len"), global_batch=None)
-    hardware = replace(job.hardware, gpu=gpu.name if gpu else job.hardware.gpu, gpus=gpus, gpus_per_node=None)
+    hardware = replace(job.hardware, gpu=gpu.name, gpus=gpus, gpus_per_node=None)
     resolved = resolve(replace(job, task=task, strategy=strategy, hardware=hardware))
-    cluster = _cluster(job, gpu, gpus)
+    cluster = make_cluster(gpu, gpus, gpus_per_node=job.hardware.gpus_per_node)
     cap = capability(framework)
     values: dict[str, Any] = {**resolved.values, "gpus_per_node": cluster.gpus_per_node, "gpus": gpus}
     micro, accum = stated.get("micro_batch"), stated.get("grad_accum")
     batch = stated.get("global_batch")
-    if batch is None and not (micro and accum):
+    open_batch = open_batch and batch is None and not micro
+    if batch is None and not (micro and accum) and not open_batch:
         batch = _default_batch(gpus, micro or 1)
         notes.append(f"global batch {batch} sequences: none was stated (--global-batch)")
     base = replace(resolved, values=values)
     known = {**values, "num_layers": resolved.arch.num_layers}
-    flops = gpu.flops if gpu else {}
+    flops = gpu.flops
     has = {
-        "has_bf16": "bf16" in flops or not flops,
+        "has_bf16": "bf16" in flops,
         "has_fp8": "fp8" in flops,
         "has_fp4": bool({"nvfp4", "mxfp4", "fp4"} & set(flops)),
     }
     searched: dict[str, tuple[Any, ...]] = {}
     for lever in (*levers.BRANCHED, *levers.BOUNDED):
         own = levers.values_of(lever, cap, known, allow, **has)
+        if lever in free and known[lever] not in own:
+            own = (*own, known[lever])
         if lever in stated:
             if stated[lever] not in own and lever not in ("precision", "optimizer"):
                 notes.append(f"{lever} {stated[lever]} was stated, though {framework} is not known to offer it")
@@ -200,15 +208,15 @@ def make_space(
         if stated.get(axis, 1) > 1 and not getattr(cap, axis):
             notes.append(f"{axis} {stated[axis]} was stated, though {framework} is not known to offer it")
     return Space(
-        base=base, fixed=stated, cap=cap, cluster=cluster, global_batch=batch, values=searched, notes=tuple(notes)
+        base=base,
+        fixed=stated,
+        cap=cap,
+        cluster=cluster,
+        global_batch=batch,
+        values=searched,
+        open_batch=open_batch,
+        notes=tuple(notes),
     )
-
-
-def _cluster(job: Job, gpu: Gpu | None, gpus: int) -> Cluster:
-    from memfit.hardware import gpus as cards
-
-    card = gpu if gpu is not None else cards()[0]  # only its node's size matters: the job states its memory alone
-    return make_cluster(card, gpus, gpus_per_node=job.hardware.gpus_per_node)
 
 
 def _default_batch(gpus: int, micro: int) -> int:
@@ -318,7 +326,7 @@ def _layouts(space: Space) -> Iterator[Layout]:
             rows = [
                 (tp, cp, ep, dp, shard, micro, accum)
                 for tp, cp, ep, dp in meshes
-                for micro, accum in _batches(space, dp, pp, schedule, tp * cp)
+                for micro, accum in _batches(space, dp, pp, schedule)
                 for shard in _shards(space, dp, tp * cp * pp, spread=spread)
             ]
             if rows:
@@ -333,18 +341,21 @@ def _layout(static: Mapping[str, Any], rows: list[tuple[int, ...]]) -> Layout:
     return Layout(static=static, columns={name: table[:, i].copy() for i, name in enumerate(names)})
 
 
-def _batches(space: Space, dp: int, pp: int, schedule: str, ways: int) -> Iterator[tuple[int, int]]:
+def _batches(space: Space, dp: int, pp: int, schedule: str) -> Iterator[tuple[int, int]]:
     """(micro-batch, accumulation) that make the global batch."""
-    del ways
     fixed = space.fixed
     micro, accum = fixed.get("micro_batch"), fixed.get("grad_accum")
+    most = min(_MOST_MICRO, max(1, LARGEST // space.base.values["seq_len"] ** 2))
+    if space.open_batch:
+        steps = int(accum or (pp if schedule == "interleaved" else 1))
+        yield from ((size, steps) for size in _SOME_SIZES if size <= most)
+        return
     if space.global_batch is None:
         yield int(micro or 1), int(accum or 1)
         return
     if space.global_batch % dp:
         return
     each = space.global_batch // dp
-    most = min(_MOST_MICRO, max(1, LARGEST // space.base.values["seq_len"] ** 2))
     for size in divisors(each):
         if size > most and micro is None:
             break

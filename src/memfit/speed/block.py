@@ -20,8 +20,14 @@ from memfit.speed.work import Pass, Product, Side, Work
 PARTS = ("matmul", "attention", "memory", "tp", "cp", "ep")
 """What the seconds of one pass are made of."""
 
-LAUNCHES_OF_COLLECTIVE = 4
-"""Host time of one collective in launches: events, stream switches, the communicator's bookkeeping."""
+LAUNCHES_OF_COLLECTIVE = 2
+"""Host time of one collective in operations: events, stream switches, the communicator's bookkeeping."""
+
+BACKWARD_HOST = 0.5
+"""Host time of a backward operation over that of a forward one: autograd's engine runs C++ nodes, no modules."""
+
+CHECKPOINT_LAUNCHES = 6
+"""Host time of one checkpointed layer in operations: generator states saved and restored, a nested backward pass."""
 
 QUERY_ROWS = 128
 """Query rows of one piece of fused attention (FlashAttention's block)."""

@@ -16,6 +16,7 @@ class Framework:
 
     source: str
     host: float
+    compiled_host: float
     attention: str
     fused_softmax: bool
     early_stop: bool

@@ -5,8 +5,8 @@ from __future__ import annotations
 from memfit.speed.numbers import Real, above, least, most
 from memfit.speed.rates import Rates
 
-TILE_S = 1.5e-6
-"""Seconds of a tile's start and end that nothing covers: the first loads from memory and the last stores."""
+TILE_S = 2.0e-6
+"""Seconds of a wave's start and end that nothing covers: the first loads from memory and the last stores."""
 
 SPLIT = 1.25
 """Cost of splitting the inner dimension so that few tiles fill all multiprocessors: partial sums are written and added."""
@@ -32,13 +32,13 @@ def product(r: Rates, rows: Real, columns: Real, inner: Real, *, batch: Real = 1
     for tile_rows, tile_columns, share in r.tiles:
         tiles = above(rows / tile_rows) * above(columns / tile_columns) * batch
         tile_s = inner * (2.0 * tile_rows * tile_columns / (each * share))
-        whole = above(tiles / r.processors) * tile_s
+        whole = above(tiles / r.processors) * (tile_s + TILE_S)
         slices = most(inner / SPLIT_SLICE, 1.0)
-        split = most(tiles / r.processors, 1.0 / slices) * tile_s * SPLIT
+        split = most(tiles / r.processors, 1.0 / slices) * tile_s * SPLIT + TILE_S
         seconds = least(whole, split)
         best = seconds if best is None else least(best, seconds)
     traffic = (rows * inner + inner * columns) * width + rows * columns * out
-    return most(best + TILE_S, traffic * batch / r.stream) + r.kernel_s
+    return most(best, traffic * batch / r.stream) + r.kernel_s
 
 
 def attention(r: Rates, scores: Real, dims: float, tiles: Real, *, backward: bool = False) -> Real:

@@ -13,7 +13,7 @@ from memfit.formula.resolve import Resolved
 from memfit.formula.setup import Setup, Tower
 from memfit.formula.step import Stage, StageModel
 from memfit.speed.block import PARTS as PASS_PARTS
-from memfit.speed.block import BlockSeconds, Machine, Seconds, Shapes, seconds_of
+from memfit.speed.block import BACKWARD_HOST, CHECKPOINT_LAUNCHES, BlockSeconds, Machine, Seconds, Shapes, seconds_of
 from memfit.speed.calibration import Calibration, default
 from memfit.speed.framework import Framework, framework
 from memfit.speed.network import fabric
@@ -143,9 +143,9 @@ class Units:
             reference = Seconds()
             reference.plus(forward, 1)
             forward.plus(reference, 1)
-        host = m.calibration.host_s * m.framework.host
+        host = m.calibration.host_s * (m.framework.compiled_host if s.choices.compile else m.framework.host)
         compute = forward.device, backward.device + again.device
-        waits = forward.launches * host, (backward.launches + again.launches) * host
+        waits = forward.launches * host, (backward.launches * BACKWARD_HOST + again.launches) * host
         return Micro(
             forward,
             backward,
@@ -206,6 +206,7 @@ def _add(
         backward.plus(one.backward, number)
     if checkpointed:
         again.plus(one.again, number)
+        again.launches = again.launches + CHECKPOINT_LAUNCHES * number
 
 
 @dataclass(frozen=True, slots=True)

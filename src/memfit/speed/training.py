@@ -14,8 +14,8 @@ from memfit.speed.numbers import Real, doublings, most, real, root
 from memfit.speed.step import PARTS, Pipeline, StageUnit
 from memfit.speed.update import offload, optimizer
 
-SYNC_LAUNCHES = 10
-"""Launches that the host is behind after it has waited for the device: what it had queued ahead is gone."""
+SYNC_LAUNCHES = 3
+"""Operations that the host is behind after it has waited for the device: what it had queued ahead is gone."""
 
 LN4 = 1.3862943611198906
 """The slowest of n nodes is sqrt(2 ln n) deviations late (expected maximum of n normal variables)."""

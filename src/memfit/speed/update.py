@@ -33,7 +33,7 @@ def optimizer(m: Machine, s: Setup, d: Dims, model: StageModel) -> Real:
     if s.scheme.always:
         clip = clip + real(dense + expert) * width  # gradient buffers are set to zero
     device = stream(m.rates, traffic * row["passes"] + clip, tensors * row["kernels"])
-    host = tensors * row["launches"] * m.calibration.host_s * m.framework.host
+    host = tensors * row["operations"] * m.calibration.host_s * m.framework.host
     world = m.fabric.group(d.dp * d.tp * d.cp * c.pp, 1)
     norm = m.fabric.all_reduce(world, 8.0) * 2.0
     if "optimizer" in c.offload:
