@@ -11,6 +11,12 @@ from memfit.speed.numbers import Real, choose, least, most, real
 from memfit.speed.step import Pipeline
 
 
+def num_tensors(s: Setup, model: StageModel) -> float:
+    """Parameter tensors of a stage."""
+    layout = s.decoder.stack.layout
+    return float(sum(len(s.decoder.kinds[layout[i]].block.tensors) for i in model.indices) + 3)
+
+
 class Exchange:
     """The collectives of one stage's data-parallel ranks."""
 
@@ -35,12 +41,24 @@ class Exchange:
         return most(seconds - beside, least_shown) + hidden * self.m.calibration.interference
 
     def _reduce(self, zero: int) -> Real:
-        """All gradients of the stage, reduced once."""
+        """All gradients of the stage, reduced once, a bucket at a time."""
         fab, width = self.m.fabric, float(self.model.grad_width)
+        number = self._buckets(width)
         if zero == 0:
-            return fab.all_reduce(self.everyone, self.dense * width) + self._of_experts(width, 2.0)
-        dense = fab.gather(self.shards, self.dense * width)
+            dense = fab.all_reduce(self.everyone, self.dense * width / number) * number
+            return dense + self._of_experts(width, 2.0)
+        dense = fab.gather(self.shards, self.dense * width / number) * number
         return dense + self._of_copies(width) + self._of_experts(width, 1.0)
+
+    def _buckets(self, width: float) -> Real:
+        return most(self.dense * width / self.m.framework.bucket_bytes, 1.0)
+
+    def _refresh(self) -> Real:
+        """The updated weights, gathered from their shards after the optimizer step."""
+        width = float(self.s.scheme.weight or self.s.width)
+        number = self._buckets(width) if self.m.framework.gather_by == "bucket" else num_tensors(self.s, self.model)
+        dense = self.m.fabric.gather(self.shards, self.dense * width / number) * number
+        return dense + self._of_experts(width, 1.0)
 
     def _of_copies(self, width: float) -> Real:
         """Between the copies of a sharded model (HSDP)."""
@@ -62,9 +80,7 @@ class Exchange:
         times = self.d.grad_accum if c.zero == 2 and f.each_micro else 1
         total = shown * times
         if c.zero >= 1:
-            width = float(self.s.scheme.weight or self.s.width)
-            fab = self.m.fabric
-            total = total + fab.gather(self.shards, self.dense * width) + self._of_experts(width, 1.0)
+            total = total + self._refresh()
         return total
 
     def _sharded(self, p: Pipeline) -> Real:

@@ -21,6 +21,8 @@ class Framework:
     fused_softmax: bool
     early_stop: bool
     ddp: Literal["overlap", "after"]
+    bucket_bytes: float
+    gather_by: Literal["bucket", "tensor"]
     each_micro: bool
     prefetch: bool
     p2p_messages: int

@@ -8,14 +8,10 @@ from memfit.formula.step import StageModel
 from memfit.formula.weights import sharded
 from memfit.speed.block import Machine
 from memfit.speed.data import read
+from memfit.speed.exchange import num_tensors
 from memfit.speed.kernels import stream
 from memfit.speed.numbers import Real, least, most, real
 from memfit.speed.step import Pipeline
-
-
-def _tensors(s: Setup, model: StageModel) -> float:
-    layout = s.decoder.stack.layout
-    return float(sum(len(s.decoder.kinds[layout[i]].block.tensors) for i in model.indices) + 3)
 
 
 def optimizer(m: Machine, s: Setup, d: Dims, model: StageModel) -> Real:
@@ -28,7 +24,7 @@ def optimizer(m: Machine, s: Setup, d: Dims, model: StageModel) -> Real:
     weight = float(s.scheme.weight or s.width)
     traffic = real(states) * 2.0 + real(master) * 2.0 + n * (width + (weight if s.scheme.master else 2.0 * weight))
     row = read("host")["optimizer"][c.optimizer_impl or s.profile.optimizer_impl]
-    tensors = _tensors(s, model)
+    tensors = num_tensors(s, model)
     clip = n * width * 3.0
     if s.scheme.always:
         clip = clip + real(dense + expert) * width  # gradient buffers are set to zero
