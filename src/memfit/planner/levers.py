@@ -8,11 +8,12 @@ from typing import Any
 from memfit.planner.capabilities import Capability, allowed
 
 BRANCHED = (
-    "precision", "optimizer", "optimizer_in_backward", "attention", "loss", "compile", "zero", "sequence_parallel",
+    "precision", "optimizer", "optimizer_in_backward", "attention", "loss", "zero", "sequence_parallel",
 )  # fmt: skip
 """Levers whose values are tried one by one: none of them is known to be the fastest or the leanest of all."""
-BOUNDED = ("checkpointing", "offload", "reshard")
-"""Levers with one value that is never slower and one that never needs more than any other, whatever else is chosen."""
+BOUNDED = ("compile", "checkpointing", "offload", "reshard")
+"""Levers with one value that is never slower than any other, and one (for ``compile`` one of both) that never needs
+more, whatever else is chosen."""
 STRUCTURAL = ("pp", "pp_schedule", "virtual_pp")
 NUMBERS = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
 """Levers that are columns of numbers."""
@@ -73,9 +74,11 @@ def fastest(lever: str, values: tuple[Any, ...]) -> Any:
     return next((v for v in _SPEED.get(lever, ()) if v in values), values[0])
 
 
-def leanest(lever: str, values: tuple[Any, ...]) -> Any:
-    """The value that never needs more than the others."""
-    return next((v for v in _LEAN.get(lever, ()) if v in values), values[-1])
+def leanest(lever: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of which one never needs more than the others."""
+    if lever == "compile":  # fewer temporaries, but what a graph saves is not always less
+        return values
+    return (next((v for v in _LEAN.get(lever, ()) if v in values), values[-1]),)
 
 
 def values_of(

@@ -180,7 +180,7 @@ class Search:
         import numpy as np
 
         values = {**{name: layout.static[name] for name in levers.STRUCTURAL}, **chosen}
-        fast = self._complete(values, levers.BOUNDED, levers.fastest)
+        fast = self._fast(values, levers.BOUNDED)
         if fast is None:
             return None
         rows = layout.columns
@@ -216,12 +216,12 @@ class Search:
         node = self._in_time(node)
         options = self.space.options(lever, node.chosen)
         first, last = {**node.chosen, lever: run[0]}, {**node.chosen, lever: run[-1]}
-        fast = self._complete(first, later, levers.fastest)
+        fast = self._fast(first, later)
         if fast is None or not len(node.seconds):
             return
         if run[0] != levers.fastest(lever, options):
             node = self._in_time(replace(node, seconds=self._time(fast, node.rows)))
-        if len(node.seconds) and run[-1] != levers.leanest(lever, options):
+        if len(node.seconds) and (run[-1],) != levers.leanest(lever, options):
             need, fits = self._least(last, later, node.rows)
             node = _keep(replace(node, need=need), fits)
         if not len(node.seconds):
@@ -257,44 +257,46 @@ class Search:
 
     # ---- bounds -----------------------------------------------------------------------------------------------------
 
-    def _complete(
-        self, chosen: Mapping[str, Any], rest: Sequence[str], pick: Callable[[str, tuple[Any, ...]], Any]
-    ) -> dict[str, Any] | None:
-        """The values chosen with the remaining levers at what ``pick`` says; None when the choice is excluded."""
+    def _fast(self, chosen: Mapping[str, Any], rest: Sequence[str]) -> dict[str, Any] | None:
+        """The values chosen with the remaining levers at their fastest; None when the choice is excluded."""
         if self.space.forbidden(chosen):
             return None
         out = dict(chosen)
         for lever in rest:
-            out[lever] = pick(lever, self.space.options(lever, out))
+            options = self.space.options(lever, out)
+            allowed = tuple(v for v in options if not self.space.forbidden({**out, lever: v}))
+            if not allowed:
+                return None
+            out[lever] = levers.fastest(lever, allowed)
         return out
 
     def _lean(self, chosen: Mapping[str, Any], rest: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """The leanest completion; where an exclusion forbids it, one for each largest offload that is allowed."""
-        lean = self._complete(chosen, rest, levers.leanest)
-        if lean is None:
+        """Completions of which one never needs more than any other."""
+        if not rest:
+            if not self.space.forbidden(chosen):
+                yield dict(chosen)
             return
-        if not self.space.forbidden(lean) or "offload" not in rest:
-            yield lean
-            return
-        for value in reversed(self.space.options("offload", chosen)):
-            other = {**lean, "offload": value}
-            if not self.space.forbidden(other):
-                yield other
+        lever, *later = rest
+        options = self.space.options(lever, chosen)
+        allowed = tuple(v for v in options if not self.space.forbidden({**chosen, lever: v}))
+        if allowed:
+            for value in levers.leanest(lever, allowed):
+                yield from self._lean({**chosen, lever: value}, later)
 
     def _least(self, chosen: Mapping[str, Any], rest: Sequence[str], rows: Mapping[str, Ints]) -> tuple[Ints, Any]:
         """(lowest need, whether any completion can fit) of each row."""
         import numpy as np
 
-        least: Any = None
-        fits: Any = None
+        count = len(rows["tp"])
+        least = np.full(count, 1 << 62, dtype=np.int64)
+        fits = np.zeros(count, dtype=bool)
         for lean in self._lean(chosen, rest):
-            need, _, host = self._memory(lean, rows)
-            ok = self._fits(need, host if not rest else None)
-            least = need if least is None else np.minimum(least, need)
-            fits = ok if fits is None else fits | ok
-        if least is None:
-            count = len(rows["tp"])
-            return np.full(count, 1 << 62, dtype=np.int64), np.zeros(count, dtype=bool)
+            open_ = np.flatnonzero(~fits)
+            if not len(open_):
+                break
+            need, _, host = self._memory(lean, {n: c[open_] for n, c in rows.items()})
+            fits[open_] = self._fits(need, host if not rest else None)
+            least[open_] = np.minimum(least[open_], need)
         return least, fits
 
     def _fits(self, need: Ints, host: Ints | None) -> Any:

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _SIZES = ("micro_batch", "grad_accum", "dp", "dp_shard", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp")
-_MOST_VIRTUAL = 16
+_MOST_VIRTUAL = 8
 _LEAST_TOKENS = 1024
 """Context parallelism leaves each rank at least so many tokens: below, a rank's attention is shorter than its exchange."""
 _MOST_MICRO = 512
+_TUNING_SEQUENCES = 64
+_TUNING_GPUS = 16
+_PRETRAINING_TOKENS = 1 << 22
+"""Llama 2 trained with 4M tokens a step, GPT-3 with 3.2M, Llama 3 with 4M to 16M (their reports)."""
 _SOME_SIZES = sorted({n for k in range(10) for n in (2**k, 3 * 2**k, 5 * 2**k, 7 * 2**k) if n <= _MOST_MICRO})
 
 
@@ -184,8 +188,8 @@ def make_space(
     batch = stated.get("global_batch")
     open_batch = open_batch and batch is None and not micro
     if batch is None and not (micro and accum) and not open_batch:
-        batch = _default_batch(gpus, micro or 1)
-        notes.append(f"global batch {batch} sequences: none was stated (--global-batch)")
+        batch, why = _default_batch(values, gpus, micro or 1)
+        notes.append(f"global batch {batch} sequences: none was stated (--global-batch); {why}")
     base = replace(resolved, values=values)
     known = {**values, "num_layers": resolved.arch.num_layers}
     flops = gpu.flops
@@ -219,12 +223,16 @@ def make_space(
     )
 
 
-def _default_batch(gpus: int, micro: int) -> int:
-    """Sequences of a step when nobody says: 64, or one of each GPU where there are more, a power of two of them."""
-    batch = 64
+def _default_batch(values: Mapping[str, Any], gpus: int, micro: int) -> tuple[int, str]:
+    """(sequences of a step when nobody says, why): a power of two, at least one sequence for each GPU."""
+    seq = values["seq_len"]
+    batch, why = _TUNING_SEQUENCES, f"{_TUNING_SEQUENCES} are usual for fine-tuning"
+    if values["method"] == "full" and gpus > _TUNING_GPUS:
+        batch, why = max(_PRETRAINING_TOKENS // seq, 1), "about 4M tokens are usual for pre-training"
+    batch = 1 << (batch.bit_length() - 1)
     while batch < gpus * micro:
         batch *= 2
-    return batch
+    return batch, why
 
 
 def divisors(number: int) -> list[int]:
