@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from memfit.speed.arrays import StepTime, Times, evaluate, step_time
 from memfit.speed.calibration import Calibration
+from memfit.speed.serving import Latency, latency
 from memfit.speed.step import PARTS
 
-__all__ = ["PARTS", "Calibration", "StepTime", "Times", "evaluate", "step_time"]
+__all__ = ["PARTS", "Calibration", "Latency", "StepTime", "Times", "evaluate", "latency", "step_time"]

@@ -87,7 +87,7 @@ def seconds_of(
     block = kind.block
     atoms = block_atoms(block, stack, d, tokens, stream_tokens)
     atoms["enc"] = atoms["x"]
-    shapes = Shapes(m, s, atoms, d, tokens, stack.hidden_size, block)
+    shapes = Shapes(m.rates, style_of(s), atoms, d, tokens, stack.hidden_size, block)
     forward, backward, again = Seconds(), Seconds(), Seconds()
     shapes.run(w.forward, forward, low=True)
     shapes.run(w.again, again, low=True)
@@ -104,16 +104,43 @@ def seconds_of(
     return BlockSeconds(forward, backward, again)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Style:
+    """What a pass over operands of given shapes depends on beside them.
+
+    Attributes:
+        width: bytes of an activation.
+        low: linear layers of the blocks run in 8 or 4 bit.
+        gradient_bytes: bytes that a weight gradient's product writes per element.
+        weight_bytes: stored bytes of a weight as a product reads it; None: as its operands.
+        touched: share of the experts that any token of the batch goes to.
+    """
+
+    width: int = 2
+    low: bool = False
+    gradient_bytes: float = 2.0
+    weight_bytes: float | None = None
+    touched: Real = 1.0
+
+
+def style_of(s: Setup) -> Style:
+    """The style of a training setup."""
+    return Style(
+        width=s.style.width,
+        low=s.choices.precision in LOW_PRECISION and s.choices.training.full,
+        gradient_bytes=8.0 if s.scheme.fused_accumulation else float(s.style.weight_grads or 2),
+    )
+
+
 class Shapes:
-    """Sizes of one block's operands for given dims."""
+    """Sizes of one block's operands for given dims, and the seconds of a pass over them."""
 
     def __init__(
-        self, m: Machine, s: Setup, atoms: dict[str, Any], d: Dims, tokens: Any, hidden: int, block: Block | None
+        self, r: Rates, st: Style, atoms: dict[str, Any], d: Dims, tokens: Any, hidden: int, block: Block | None
     ) -> None:
-        self.m, self.s, self.d, self.atoms, self.hidden, self.block = m, s, d, atoms, hidden, block
+        self.r, self.st, self.d, self.atoms, self.hidden, self.block = r, st, d, atoms, hidden, block
         self.tokens = real(tokens)
         self.moe = block.ffn if block is not None and isinstance(block.ffn, Moe) else None
-        self.low = s.choices.precision in LOW_PRECISION and s.choices.training.full
 
     def _features(self, side: Side, rows: Real) -> Real:
         if side.rank:
@@ -127,16 +154,17 @@ class Shapes:
         rows, batch = self.tokens, 1.0
         if p.routed and self.moe is not None:
             rows = real(self.atoms["p"]) / self.hidden
-            batch = most(real(self.moe.num_experts) / self.d.ep, 1.0)
+            batch = most(real(self.moe.num_experts) / self.d.ep * self.st.touched, 1.0)
         out, inner = self._features(p.out, rows), self._features(p.source, rows)
         return rows / batch, out, inner, batch
 
     def run(self, w: Pass, into: Seconds, *, low: bool) -> None:
         """A forward pass, or a part of one."""
-        r = self.m.rates
+        r, st = self.r, self.st
         for p in w.products:
             rows, out, inner, batch = self.shape(p)
-            into.put("matmul", product(r, rows, out, inner, batch=batch, low=low and self.low))
+            seconds = product(r, rows, out, inner, batch=batch, low=low and st.low, weight=st.weight_bytes)
+            into.put("matmul", seconds)
         for width in w.scores:
             into.put("attention", self._written_out(width))
         if w.cores:
@@ -146,15 +174,14 @@ class Shapes:
 
     def run_backward(self, w: Pass, into: Seconds, *, low: bool) -> None:
         """A backward pass: two products for each of the forward's, where both operands want a gradient."""
-        r, fused = self.m.rates, self.s.scheme.fused_accumulation
-        low = low and self.low
+        r, st = self.r, self.st
+        low = low and st.low
         for p in w.products:
             rows, out, inner, batch = self.shape(p)
             if p.passes:
                 into.put("matmul", product(r, rows, inner, out, batch=batch, low=low))
             if p.trained:
-                width = 8.0 if fused else float(self.s.style.weight_grads or 2)
-                into.put("matmul", product(r, out, inner, rows, batch=batch, low=low, out=width))
+                into.put("matmul", product(r, out, inner, rows, batch=batch, low=low, out=st.gradient_bytes))
         for width in w.scores:
             into.put("attention", self._written_out(width) * 2.0)
         if w.cores:
@@ -186,8 +213,8 @@ class Shapes:
         att = self._mixer()
         elements = real(self.atoms["s"])
         flops = elements * (2.0 * att.head_dim)
-        traffic = elements * float(width) + 2.0 * real(self.atoms["q"]) * self.s.width
-        r = self.m.rates
+        traffic = elements * float(width) + 2.0 * real(self.atoms["q"]) * self.st.width
+        r = self.r
         return most(flops / (r.matmul * BATCHED), traffic / r.stream) + r.kernel_s
 
 

@@ -15,7 +15,17 @@ SPLIT_SLICE = 256
 """The least inner length that a split leaves."""
 
 
-def product(r: Rates, rows: Real, columns: Real, inner: Real, *, batch: Real = 1.0, low: bool = False, out: float = 2.0) -> Real:
+def product(
+    r: Rates,
+    rows: Real,
+    columns: Real,
+    inner: Real,
+    *,
+    batch: Real = 1.0,
+    low: bool = False,
+    out: float = 2.0,
+    weight: float | None = None,
+) -> Real:
     """Seconds of ``batch`` matrix products (rows x inner) (inner x columns).
 
     Tiles of several sizes run in waves over the multiprocessors; the library takes the fastest size. Few tiles are
@@ -24,6 +34,7 @@ def product(r: Rates, rows: Real, columns: Real, inner: Real, *, batch: Real = 1
     Args:
         low: 8-bit or 4-bit operands.
         out: bytes written per element of the result.
+        weight: bytes read per element of the second operand where it is stored in another type than it is used in.
     """
     rate = r.low if low else r.matmul
     each = rate / r.processors
@@ -37,7 +48,7 @@ def product(r: Rates, rows: Real, columns: Real, inner: Real, *, batch: Real = 1
         split = most(tiles / r.processors, 1.0 / slices) * tile_s * SPLIT + TILE_S
         seconds = least(whole, split)
         best = seconds if best is None else least(best, seconds)
-    traffic = (rows * inner + inner * columns) * width + rows * columns * out
+    traffic = rows * inner * width + inner * columns * (width if weight is None else weight) + rows * columns * out
     return most(best, traffic * batch / r.stream) + r.kernel_s
 
 

@@ -13,7 +13,7 @@ from memfit.formula.resolve import Resolved
 from memfit.formula.setup import Setup, Tower
 from memfit.formula.step import Stage, StageModel
 from memfit.speed.block import PARTS as PASS_PARTS
-from memfit.speed.block import BACKWARD_HOST, CHECKPOINT_LAUNCHES, BlockSeconds, Machine, Seconds, Shapes, seconds_of
+from memfit.speed.block import BACKWARD_HOST, CHECKPOINT_LAUNCHES, BlockSeconds, Machine, Seconds, Shapes, seconds_of, style_of
 from memfit.speed.calibration import Calibration, default
 from memfit.speed.framework import Framework, framework
 from memfit.speed.network import fabric
@@ -190,7 +190,8 @@ class Units:
 
     def _end(self, model: StageModel, w: Work, forward: Seconds, backward: Seconds, trained: Any) -> None:
         atoms = model.tail_atoms()
-        shapes = Shapes(self.m, self.s, atoms, self.d, self.d.tokens, self.s.arch.hidden_size, None)
+        st = style_of(self.s)
+        shapes = Shapes(self.m.rates, st, atoms, self.d, self.d.tokens, self.s.arch.hidden_size, None)
         shapes.run(w.forward, forward, low=False)
         forward.launches = forward.launches + w.forward.launches
         if trained or self.s.choices.training.full or self.s.choices.training.rank:
