@@ -78,7 +78,7 @@ def run(job: Given, texts: Sequence[str]) -> Sweep:
     Raises:
         MemfitError: more than two axes, too many cells, or no cell has an answer (the first cell's error).
     """
-    from memfit.formula.estimate import Estimate, estimate
+    from memfit.speed.estimate import Estimate, estimate
 
     axes = tuple(parse_axis(text) for text in texts)
     if len(axes) > 2 or len({axis.field for axis in axes}) < len(axes):

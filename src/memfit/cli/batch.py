@@ -27,10 +27,11 @@ def run(source: str, *, full: bool) -> int:
         InputFileError: the file cannot be read.
     """
     from memfit.formula import batch
+    from memfit.speed.estimate import documents_of
 
     with _open(source) as stream:
         out = sys.stdout.buffer
-        for answer in batch.run(_lines(stream), full=full):
+        for answer in batch.run(_lines(stream), full=full, more=documents_of):
             with closed_pipe():
                 out.write(answer + b"\n")
         with closed_pipe():

@@ -37,7 +37,7 @@ def command(
       memfit compare before.toml after.toml
       memfit compare llama-3.1-8b qwen3-8b --gpu h100 --method lora
     """
-    from memfit.formula.estimate import estimate
+    from memfit.speed.estimate import estimate
 
     a, b = (estimate(given(ctx, source).job()) for source in (left, right))
     page = make_page(verbose=verbose, no_color=no_color)

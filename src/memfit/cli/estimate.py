@@ -68,7 +68,7 @@ def command(
     page = make_page(verbose=verbose, no_color=no_color)
     if sweeps:
         return _sweep(page, job, sweeps, as_json=as_json, quiet=quiet, full=full)
-    from memfit.formula.estimate import estimate
+    from memfit.speed.estimate import estimate
 
     answer = estimate(job.job())
     if as_json:

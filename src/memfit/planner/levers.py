@@ -11,9 +11,9 @@ BRANCHED = (
     "precision", "optimizer", "optimizer_in_backward", "attention", "loss", "zero", "sequence_parallel",
 )  # fmt: skip
 """Levers whose values are tried one by one: none of them is known to be the fastest or the leanest of all."""
-BOUNDED = ("compile", "checkpointing", "offload", "reshard")
+BOUNDED = ("compile", "offload", "reshard", "checkpointing")
 """Levers with one value that is never slower than any other, and one (for ``compile`` one of both) that never needs
-more, whatever else is chosen."""
+more, whatever else is chosen. ``checkpointing`` is the last: most of its values form a chain."""
 STRUCTURAL = ("pp", "pp_schedule", "virtual_pp")
 NUMBERS = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
 """Levers that are columns of numbers."""
@@ -79,6 +79,11 @@ def leanest(lever: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     if lever == "compile":  # fewer temporaries, but what a graph saves is not always less
         return values
     return (next((v for v in _LEAN.get(lever, ()) if v in values), values[-1]),)
+
+
+def chain(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values of checkpointing along which time grows and need shrinks: none, every n-th layer with n falling, full."""
+    return tuple(v for v in values if v in ("none", "full") or isinstance(v, int))
 
 
 def values_of(

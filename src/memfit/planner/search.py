@@ -53,7 +53,9 @@ class Candidate:
     @property
     def apart(self) -> tuple[Any, ...]:
         """What tells it from other plans."""
-        return tuple(self.values[name] for name in APART)
+        v = self.values
+        alone = v["dp"] * v["cp"] == 1  # one rank has nothing to shard over: all stages are one
+        return tuple(min(v[name], 1) if name == "zero" and alone else v[name] for name in APART)
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -201,55 +203,95 @@ class Search:
         return float((self.penalty(node.chosen, node.rows) * RANK + node.seconds).min())
 
     def _visit(self, node: _Node, rest: Sequence[str]) -> None:
-        node = self._in_time(node)
-        if not len(node.seconds):
-            return
-        if not rest:
-            self._leaf(node)
-            return
+        """The values of the next lever, fast ones first; the last lever has its own way."""
         lever, *later = rest
-        for run in _runs(self.space.options(lever, node.chosen)):
-            self._run(node, lever, run, later)
-
-    def _run(self, node: _Node, lever: str, run: tuple[Any, ...], later: Sequence[str]) -> None:
-        """Values of one lever in an order in which time grows and need shrinks: bounded by both ends, then halved."""
-        node = self._in_time(node)
-        options = self.space.options(lever, node.chosen)
-        first, last = {**node.chosen, lever: run[0]}, {**node.chosen, lever: run[-1]}
-        fast = self._fast(first, later)
-        if fast is None or not len(node.seconds):
+        if not later:
+            self._recompute(self._in_time(node))
             return
-        if run[0] != levers.fastest(lever, options):
-            node = self._in_time(replace(node, seconds=self._time(fast, node.rows)))
-        if len(node.seconds) and (run[-1],) != levers.leanest(lever, options):
-            need, fits = self._least(last, later, node.rows)
-            node = _keep(replace(node, need=need), fits)
+        options = self.space.options(lever, node.chosen)
+        for value in options:
+            chosen = {**node.chosen, lever: value}
+            fast = self._fast(chosen, later)
+            current = self._in_time(replace(node, chosen=chosen))
+            if fast is None or not len(current.seconds):
+                continue
+            if value != levers.fastest(lever, options):
+                current = self._in_time(replace(current, seconds=self._time(fast, current.rows)))
+            if len(current.seconds) and (value,) != levers.leanest(lever, options):
+                need, fits = self._least(chosen, later, current.rows)
+                current = _keep(replace(current, need=need), fits)
+            if len(current.seconds):
+                self._visit(current, later)
+
+    def _recompute(self, node: _Node) -> None:
+        """Of each row the first checkpointing of the chain that fits, and those beside the chain that are faster."""
         if not len(node.seconds):
             return
-        if len(run) == 1:
-            self._visit(replace(node, chosen=first), later)
+        chosen = node.chosen
+        options = self.space.options("checkpointing", chosen)
+        allowed = tuple(v for v in options if not self.space.forbidden({**chosen, "checkpointing": v}))
+        if not allowed:
             return
-        half = len(run) // 2
-        self._run(node, lever, run[:half], later)
-        self._run(node, lever, run[half:], later)
+        chain = levers.chain(allowed)
+        for value in allowed:
+            if value not in chain:
+                self._leaf(node, value, timed=value == levers.fastest("checkpointing", options))
+        if chain:
+            self._first(node, chain, timed=chain[0] == levers.fastest("checkpointing", options))
 
-    def _leaf(self, node: _Node) -> None:
+    def _first(self, node: _Node, chain: tuple[Any, ...], *, timed: bool) -> None:
+        """Leaves at the first value of the chain that fits; ``timed`` when the node's seconds are those of its head."""
+        node = self._in_time(node)
+        if not len(node.seconds):
+            return
+        left = self._leaf(node, chain[0], timed=timed)
+        if len(chain) > 1 and len(left.seconds):
+            self._between(left, chain[1:])
+
+    def _between(self, node: _Node, chain: tuple[Any, ...]) -> None:
+        """The same where no row fits before the chain: halved until one value is left."""
+        node = self._in_time(node)
+        if not len(node.seconds):
+            return
+        if len(chain) == 1:
+            self._leaf(node, chain[0], timed=False)
+            return
+        half = len(chain) // 2
+        need, _, host = self._memory({**node.chosen, "checkpointing": chain[half - 1]}, node.rows)
+        fits = self._fits(need, host)
+        self._between(_keep(node, fits), chain[:half])
+        self._between(_keep(node, ~fits), chain[half:])
+
+    def _leaf(self, node: _Node, value: Any, *, timed: bool) -> _Node:
+        """Candidates with one value of checkpointing; the rows that do not fit with it are given back.
+
+        Args:
+            node: rows, with bounds of their seconds.
+            value: of checkpointing.
+            timed: the bounds are the seconds of this very value.
+        """
         import numpy as np
 
-        # The bounds of a leaf are its own figures, except where an exclusion stood in the way of a bound.
-        seconds = self._time(node.chosen, node.rows)
-        need, _, host = self._memory(node.chosen, node.rows)
+        whole = replace(node, chosen={**node.chosen, "checkpointing": value})
+        if not timed:
+            seconds = self._time(whole.chosen, whole.rows)
+            whole = replace(whole, seconds=seconds)
+            quick = self.penalty(whole.chosen, whole.rows) * RANK + seconds <= self.state.threshold
+            node, whole = _keep(node, quick), _keep(whole, quick)
+            if not len(whole.seconds):
+                return node
+        need, _, host = self._memory(whole.chosen, whole.rows)
         fits = self._fits(need, host)
-        node = self._in_time(_keep(replace(node, seconds=seconds, need=need), fits))
-        if not len(node.seconds):
-            return
-        penalty = np.broadcast_to(np.asarray(self.penalty(node.chosen, node.rows), dtype=float), node.seconds.shape)
-        for i in np.lexsort((node.need, node.seconds, penalty)):
-            if penalty[i] * RANK + node.seconds[i] > self.state.threshold:
+        left = _keep(node, ~fits)
+        whole = _keep(replace(whole, need=need), fits)
+        penalty = np.broadcast_to(np.asarray(self.penalty(whole.chosen, whole.rows), dtype=float), whole.seconds.shape)
+        for i in np.lexsort((whole.need, whole.seconds, penalty)):
+            if penalty[i] * RANK + whole.seconds[i] > self.state.threshold:
                 break
-            candidate = _candidate(node, int(i), float(penalty[i]))
+            candidate = _candidate(whole, int(i), float(penalty[i]))
             self.state.add(candidate)
             self.state.fitting.append((candidate.seconds, candidate.need_bytes, candidate))
+        return left
 
     def _in_time(self, node: _Node) -> _Node:
         score = self.penalty(node.chosen, node.rows) * RANK + node.seconds
@@ -336,16 +378,6 @@ class Search:
             lean = next(self._lean(values, levers.BOUNDED), None)
             if lean is not None:
                 self.leanest = _candidate(_Node(lean, rows, np.zeros(len(need)), need), i, 0.0)
-
-
-def _runs(values: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Values as runs: every n-th layer, n falling, is one; any other value is alone."""
-    every = tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool))
-    for value in values:
-        if value not in every or isinstance(value, bool):
-            yield (value,)
-        elif value == every[0]:
-            yield every
 
 
 def at(base: Resolved, chosen: Mapping[str, Any]) -> Resolved:

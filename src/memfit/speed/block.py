@@ -127,7 +127,7 @@ def style_of(s: Setup) -> Style:
     """The style of a training setup."""
     return Style(
         width=s.style.width,
-        low=s.choices.precision in LOW_PRECISION and s.choices.training.full,
+        low=s.choices.precision in LOW_PRECISION,
         gradient_bytes=8.0 if s.scheme.fused_accumulation else float(s.style.weight_grads or 2),
     )
 

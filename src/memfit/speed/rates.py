@@ -55,18 +55,19 @@ def rates(gpu: Gpu, precision: str, kernel: str, calibration: Calibration) -> Ra
         calibration: the figures to use.
     """
     row = _row(gpu)
-    share = row["matmul"] * calibration.matmul
+    share = row["matmul"] * row["training"] * calibration.matmul
     # fp32 runs on TF32 units where there are any, but PyTorch leaves them off for matrix products by default
     dtype = "fp32" if precision == "fp32" else ("fp16" if precision.startswith("fp16") else "bf16")
     matmul = gpu.peak_flops(dtype) * share
     low = matmul
     if precision in _LOW:
-        low = gpu.peak_flops(_BY_PRECISION[precision]) * row.get("low", row["matmul"]) * calibration.matmul
+        low = gpu.peak_flops(_BY_PRECISION[precision]) * row.get("low", row["matmul"]) * row.get("training_low", row["training"])
+        low *= calibration.matmul
     fp32 = gpu.peak_flops("fp32")
     return Rates(
         matmul=matmul,
         low=max(low, matmul),
-        attention=matmul / calibration.matmul * row[kernel] * calibration.attention,
+        attention=gpu.peak_flops(dtype) * row["matmul"] * row[kernel] * calibration.attention,
         soft=fp32 / SOFTMAX_FLOPS * calibration.attention,
         stream=gpu.memory_bytes_per_s * row["stream"] * calibration.memory,
         processors=max(gpu.sm_count, 1),

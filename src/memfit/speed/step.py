@@ -13,7 +13,7 @@ from memfit.formula.resolve import Resolved
 from memfit.formula.setup import Setup, Tower
 from memfit.formula.step import Stage, StageModel
 from memfit.speed.block import PARTS as PASS_PARTS
-from memfit.speed.block import BACKWARD_HOST, CHECKPOINT_LAUNCHES, BlockSeconds, Machine, Seconds, Shapes, seconds_of, style_of
+from memfit.speed.block import BACKWARD_HOST, CHECKPOINT_LAUNCHES, LOW_PRECISION, BlockSeconds, Machine, Seconds, Shapes, seconds_of, style_of
 from memfit.speed.calibration import Calibration, default
 from memfit.speed.framework import Framework, framework
 from memfit.speed.network import fabric
@@ -53,7 +53,7 @@ class Compiled:
 @lru_cache(maxsize=4096)
 def compiled(s: Setup, f: Framework) -> Compiled:
     """The work of a setup's programs."""
-    low = s.choices.precision in ("fp8", "mxfp8", "nvfp4") and s.choices.training.full
+    low = s.choices.precision in LOW_PRECISION
 
     def of(tower: Tower) -> tuple[Work, ...]:
         return tuple(
