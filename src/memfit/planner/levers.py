@@ -11,9 +11,9 @@ BRANCHED = (
     "precision", "optimizer", "optimizer_in_backward", "attention", "loss", "zero", "sequence_parallel",
 )  # fmt: skip
 """Levers whose values are tried one by one: none of them is known to be the fastest or the leanest of all."""
-BOUNDED = ("compile", "offload", "reshard", "checkpointing")
+BOUNDED = ("checkpointing", "compile", "offload", "reshard")
 """Levers with one value that is never slower than any other, and one (for ``compile`` one of both) that never needs
-more, whatever else is chosen. ``checkpointing`` is the last: most of its values form a chain."""
+more, whatever else is chosen. Most values of ``checkpointing`` form a chain."""
 STRUCTURAL = ("pp", "pp_schedule", "virtual_pp")
 NUMBERS = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
 """Levers that are columns of numbers."""

@@ -191,65 +191,87 @@ class Search:
         return _Node(values, rows, seconds, np.zeros(len(seconds), dtype=np.int64))
 
     def _enter(self, node: _Node) -> None:
-        """A branch: its rows that are fast enough and can fit are searched."""
+        """A branch: its rows that are fast enough and can fit."""
         node = self._in_time(node)
         if not len(node.seconds):
             return
         need, fits = self._least(node.chosen, levers.BOUNDED, node.rows)
         self._note_leanest(node.chosen, node.rows, need)
-        self._visit(_keep(replace(node, need=need), fits), levers.BOUNDED)
+        node = _keep(replace(node, need=need), fits)
+        options = self.space.options("checkpointing", node.chosen)
+        chain = levers.chain(options)
+        for value in options:
+            if value not in chain:
+                self._head(node, (value,), fits_at=-1)
+        last = len(chain) - 1
+        if chain and chain[-1] != levers.leanest("checkpointing", options)[0]:
+            last = -1
+        if chain:
+            self._head(node, chain, fits_at=last)
+
+    def _head(self, node: _Node, chain: tuple[Any, ...], *, fits_at: int, above: int = 0) -> None:
+        """Rows by the first value of the chain with which they can fit at all: no faster value is worth a look.
+
+        Args:
+            node: rows.
+            chain: values of checkpointing, time growing and need shrinking.
+            fits_at: index with which the rows are known to fit with the leanest other levers; -1 when not known.
+            above: index below which they are known not to fit.
+        """
+        node = self._in_time(node)
+        if not len(node.seconds):
+            return
+        if above == fits_at:
+            rest = chain[above:]
+            if rest[0] != levers.fastest("checkpointing", self.space.options("checkpointing", node.chosen)):
+                fast = self._fast({**node.chosen, "checkpointing": rest[0]}, levers.BOUNDED[1:])
+                if fast is not None:
+                    node = self._in_time(replace(node, seconds=self._time(fast, node.rows)))
+            self._visit(node, levers.BOUNDED[1:], rest)
+            return
+        high = len(chain) - 1 if fits_at < 0 else fits_at
+        middle = above if above == 0 else (above + high) // 2  # the head of a chain is what mostly fits
+        need, fits = self._least({**node.chosen, "checkpointing": chain[middle]}, levers.BOUNDED[1:], node.rows)
+        self._head(_keep(replace(node, need=need), fits), chain, fits_at=middle, above=above)
+        if middle < high:
+            self._head(_keep(node, ~fits), chain, fits_at=fits_at, above=middle + 1)
 
     def _promise(self, node: _Node) -> float:
         return float((self.penalty(node.chosen, node.rows) * RANK + node.seconds).min())
 
-    def _visit(self, node: _Node, rest: Sequence[str]) -> None:
-        """The values of the next lever, fast ones first; the last lever has its own way."""
-        lever, *later = rest
-        if not later:
-            self._recompute(self._in_time(node))
+    def _visit(self, node: _Node, rest: Sequence[str], chain: tuple[Any, ...]) -> None:
+        """The values of the next lever, fast ones first, beside the values of checkpointing that are left."""
+        if not len(node.seconds):
             return
+        if not rest:
+            self._first(node, chain)
+            return
+        lever, *later = rest
         options = self.space.options(lever, node.chosen)
         for value in options:
             chosen = {**node.chosen, lever: value}
-            fast = self._fast(chosen, later)
+            able = tuple(v for v in chain if not self.space.forbidden({**chosen, "checkpointing": v}))
             current = self._in_time(replace(node, chosen=chosen))
-            if fast is None or not len(current.seconds):
+            if not able or not len(current.seconds):
                 continue
-            if value != levers.fastest(lever, options):
+            fast = self._fast({**chosen, "checkpointing": able[0]}, later)
+            if value != levers.fastest(lever, options) or able[0] != chain[0]:
+                if fast is None:
+                    continue
                 current = self._in_time(replace(current, seconds=self._time(fast, current.rows)))
             if len(current.seconds) and (value,) != levers.leanest(lever, options):
-                need, fits = self._least(chosen, later, current.rows)
+                need, fits = self._least({**chosen, "checkpointing": able[-1]}, later, current.rows)
                 current = _keep(replace(current, need=need), fits)
-            if len(current.seconds):
-                self._visit(current, later)
+            self._visit(current, later, able)
 
-    def _recompute(self, node: _Node) -> None:
-        """Of each row the first checkpointing of the chain that fits, and those beside the chain that are faster."""
-        if not len(node.seconds):
-            return
-        chosen = node.chosen
-        options = self.space.options("checkpointing", chosen)
-        allowed = tuple(v for v in options if not self.space.forbidden({**chosen, "checkpointing": v}))
-        if not allowed:
-            return
-        chain = levers.chain(allowed)
-        for value in allowed:
-            if value not in chain:
-                self._leaf(node, value, timed=value == levers.fastest("checkpointing", options))
-        if chain:
-            self._first(node, chain, timed=chain[0] == levers.fastest("checkpointing", options))
-
-    def _first(self, node: _Node, chain: tuple[Any, ...], *, timed: bool) -> None:
-        """Leaves at the first value of the chain that fits; ``timed`` when the node's seconds are those of its head."""
-        node = self._in_time(node)
-        if not len(node.seconds):
-            return
-        left = self._leaf(node, chain[0], timed=timed)
+    def _first(self, node: _Node, chain: tuple[Any, ...]) -> None:
+        """Leaves at the first value of the chain that fits; the node's seconds are those of its head."""
+        left = self._leaf(node, chain[0], timed=True)
         if len(chain) > 1 and len(left.seconds):
             self._between(left, chain[1:])
 
     def _between(self, node: _Node, chain: tuple[Any, ...]) -> None:
-        """The same where no row fits before the chain: halved until one value is left."""
+        """The same where no row fits before the chain and all fit with its last value: halved until one is left."""
         node = self._in_time(node)
         if not len(node.seconds):
             return
@@ -260,7 +282,10 @@ class Search:
         need, _, host = self._memory({**node.chosen, "checkpointing": chain[half - 1]}, node.rows)
         fits = self._fits(need, host)
         self._between(_keep(node, fits), chain[:half])
-        self._between(_keep(node, ~fits), chain[half:])
+        slow = self._in_time(_keep(node, ~fits))
+        if len(chain) - half > 1 and len(slow.seconds):
+            slow = replace(slow, seconds=self._time({**slow.chosen, "checkpointing": chain[half]}, slow.rows))
+        self._between(slow, chain[half:])
 
     def _leaf(self, node: _Node, value: Any, *, timed: bool) -> _Node:
         """Candidates with one value of checkpointing; the rows that do not fit with it are given back.

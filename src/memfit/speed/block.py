@@ -179,9 +179,10 @@ class Shapes:
         for p in w.products:
             rows, out, inner, batch = self.shape(p)
             if p.passes:
-                into.put("matmul", product(r, rows, inner, out, batch=batch, low=low))
+                into.put("matmul", product(r, rows, inner, out, batch=batch, low=low, gradient=True))
             if p.trained:
-                into.put("matmul", product(r, out, inner, rows, batch=batch, low=low, out=st.gradient_bytes))
+                width = st.gradient_bytes
+                into.put("matmul", product(r, out, inner, rows, batch=batch, low=low, out=width, gradient=True))
         for width in w.scores:
             into.put("attention", self._written_out(width) * 2.0)
         if w.cores:

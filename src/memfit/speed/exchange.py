@@ -87,7 +87,10 @@ class Exchange:
         s, f, fab = self.s, self.m.framework, self.m.fabric
         num, den = self.model.gathered_width(s.decoder.kinds[0])
         each = real(self.model.whole()) * (num / den) / self.blocks
-        gather = self._gather(self.shards, each)
+        number = 1.0
+        if f.zero3_by == "tensor":
+            number = max((num_tensors(s, self.model) - 3.0) / self.blocks, 1.0)
+        gather = self._gather(self.shards, each / number) * number
         width = float(s.scheme.reduce or s.width)
         reduce = fab.gather(self.shards, (self.dense + self.expert) * width / self.blocks)
         reduce = reduce + self._of_copies(width) / self.blocks

@@ -5,8 +5,8 @@ from __future__ import annotations
 from memfit.speed.numbers import Real, above, least, most
 from memfit.speed.rates import Rates
 
-TILE_S = 2.0e-6
-"""Seconds of a wave's start and end that nothing covers: the first loads from memory and the last stores."""
+TILE_S = 1.5e-6
+"""Seconds of a wave's start that nothing covers: the first loads from memory."""
 
 SPLIT = 1.25
 """Cost of splitting the inner dimension so that few tiles fill all multiprocessors: partial sums are written and added."""
@@ -25,6 +25,7 @@ def product(
     low: bool = False,
     out: float = 2.0,
     weight: float | None = None,
+    gradient: bool = False,
 ) -> Real:
     """Seconds of ``batch`` matrix products (rows x inner) (inner x columns).
 
@@ -34,18 +35,21 @@ def product(
     Args:
         low: 8-bit or 4-bit operands.
         out: bytes written per element of the result.
+        gradient: a product of the backward pass, whose operands lie the other way round in memory.
         weight: bytes read per element of the second operand where it is stored in another type than it is used in.
     """
-    rate = r.low if low else r.matmul
+    rate = (r.low if low else r.matmul) * (r.gradient if gradient else 1.0)
     each = rate / r.processors
     width = 1.0 if low else 2.0
     best: Real = None
     for tile_rows, tile_columns, share in r.tiles:
         tiles = above(rows / tile_rows) * above(columns / tile_columns) * batch
         tile_s = inner * (2.0 * tile_rows * tile_columns / (each * share))
-        whole = above(tiles / r.processors) * (tile_s + TILE_S)
+        # all multiprocessors store their tiles at the end of a wave
+        store_s = tile_rows * tile_columns * out * r.processors / r.stream * r.epilogue
+        whole = above(tiles / r.processors) * (tile_s + (store_s + TILE_S))
         slices = most(inner / SPLIT_SLICE, 1.0)
-        split = most(tiles / r.processors, 1.0 / slices) * tile_s * SPLIT + TILE_S
+        split = most(tiles / r.processors, 1.0 / slices) * tile_s * SPLIT + (store_s + TILE_S)
         seconds = least(whole, split)
         best = seconds if best is None else least(best, seconds)
     traffic = rows * inner * width + inner * columns * (width if weight is None else weight) + rows * columns * out

@@ -23,7 +23,9 @@ class Rates:
         matmul: FLOP/s of 16-bit matrix products without quantisation losses; ``low`` the same in 8 or 4 bit.
         attention: FLOP/s of the products inside fused attention; ``soft`` elements per second of its softmax.
         stream: bytes per second of a memory-bound kernel.
+        gradient: rate of the backward pass's products over that of the forward's.
         processors: multiprocessors.
+        epilogue: share of a tile's stores that no other tile's products cover.
         kernel_s: device seconds per kernel.
         tiles: (rows, columns, share of the rate) of the tiles of a matrix product.
     """
@@ -33,7 +35,9 @@ class Rates:
     attention: float
     soft: float
     stream: float
+    gradient: float
     processors: int
+    epilogue: float
     kernel_s: float
     tiles: tuple[tuple[int, int, float], ...]
 
@@ -70,7 +74,9 @@ def rates(gpu: Gpu, precision: str, kernel: str, calibration: Calibration) -> Ra
         attention=gpu.peak_flops(dtype) * row["matmul"] * row[kernel] * calibration.attention,
         soft=fp32 / SOFTMAX_FLOPS * calibration.attention,
         stream=gpu.memory_bytes_per_s * row["stream"] * calibration.memory,
+        gradient=row.get("gradient", 1.0),
         processors=max(gpu.sm_count, 1),
+        epilogue=row.get("epilogue", 1.0),
         kernel_s=calibration.kernel_s,
         tiles=tuple((t["rows"], t["columns"], t["share"]) for t in read("rates")["tile"]),
     )
