@@ -19,7 +19,7 @@ NUMBERS = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
 """Levers that are columns of numbers."""
 ALL = (*BRANCHED, *BOUNDED, *STRUCTURAL, *NUMBERS)
 
-EVERY = tuple(range(16, 1, -1))
+EVERY = tuple(range(20, 1, -1))
 """Every n-th layer is recomputed."""
 
 _SPEED: dict[str, tuple[Any, ...]] = {
