@@ -301,9 +301,7 @@ class Reader:
         step_s, rate, p_oom, shape = self._predict(record)
         name = str(record.get("id"))
         if speed and not failed and rate is not None:
-            self.timings.append(
-                Timing(id=name, group=str(record.get("group")), measured=float(speed), predicted=rate)
-            )
+            self.timings.append(Timing(id=name, group=str(record.get("group")), measured=float(speed), predicted=rate))
         arena = record.get("arena")
         if arena:
             self.jobs[name] = record["job"]
@@ -414,8 +412,11 @@ def report(scores: Mapping[str, Any]) -> str:
         out += ["## Kendall's tau of step times", "", taus, ""]
     if scores["times"]:
         rows = [
-            [name, str(t["records"]), *(_percent(t[k]) for k in ("mape", "median")), _percent(t["bias"], "+")]
-            + [_percent(t["mape_calibrated"])]
+            [
+                name,
+                str(t["records"]),
+                *(_percent(t[k], "+" if k == "bias" else "") for k in ("mape", "median", "bias", "mape_calibrated")),
+            ]
             for name, t in scores["times"].items()
         ]
         head = ["group", "records", "MAPE", "median", "bias", "MAPE after one row"]

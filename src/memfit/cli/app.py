@@ -25,6 +25,7 @@ class _Entry(NamedTuple):
 COMMANDS: Mapping[str, _Entry] = {
     "estimate": _Entry("memfit.cli.estimate", "Where the GPU memory of a job goes, and whether it fits."),
     "trace": _Entry("memfit.cli.trace", "The allocations of the real module, without a GPU."),
+    "calibrate": _Entry("memfit.cli.calibrate", "The figures of the time model refined by measured runs."),
     "compare": _Entry("memfit.cli.compare", "The ledgers of two jobs side by side."),
     "job": _Entry("memfit.cli.job", "A job with every value filled in, and where each comes from."),
     "models": _Entry("memfit.cli.models", "The models that are known by name."),

@@ -257,7 +257,14 @@ def sublayers(block: Block) -> int:
 
 
 def _tensor_parallel(
-    m: Machine, s: Setup, block: Block, d: Dims, atoms: dict[str, Any], forward: Seconds, backward: Seconds, again: Seconds
+    m: Machine,
+    s: Setup,
+    block: Block,
+    d: Dims,
+    atoms: dict[str, Any],
+    forward: Seconds,
+    backward: Seconds,
+    again: Seconds,
 ) -> None:
     if not s.choices.tensor_parallel:
         return
@@ -287,7 +294,14 @@ def _tensor_parallel(
 
 
 def _experts(
-    m: Machine, s: Setup, d: Dims, atoms: dict[str, Any], hidden: int, forward: Seconds, backward: Seconds, again: Seconds
+    m: Machine,
+    s: Setup,
+    d: Dims,
+    atoms: dict[str, Any],
+    hidden: int,
+    forward: Seconds,
+    backward: Seconds,
+    again: Seconds,
 ) -> None:
     group = m.fabric.group(d.ep, d.tp * d.cp)
     seconds = m.fabric.all_to_all(group, real(atoms["p"]) * s.width) * 2.0
@@ -298,7 +312,14 @@ def _experts(
 
 
 def _context(
-    m: Machine, s: Setup, att: Attention, d: Dims, atoms: dict[str, Any], forward: Seconds, backward: Seconds, again: Seconds
+    m: Machine,
+    s: Setup,
+    att: Attention,
+    d: Dims,
+    atoms: dict[str, Any],
+    forward: Seconds,
+    backward: Seconds,
+    again: Seconds,
 ) -> None:
     """Keys and values pass around a ring while attention computes."""
     group = m.fabric.group(d.cp, d.tp)

@@ -127,22 +127,22 @@ FEW = 4
 """Groups smaller than this are timed one job at a time."""
 
 
-def documents_of(jobs: Sequence[Resolved]) -> list[dict[str, Any]]:
+def documents_of(jobs: Sequence[Resolved], calibration: Calibration | None = None) -> list[dict[str, Any]]:
     """The time fields of many jobs that share their model and all discrete choices."""
     out: list[dict[str, Any] | None] = [None] * len(jobs)
     groups: dict[Any, list[int]] = {}
     for index, job in enumerate(jobs):
         large = job.values["micro_batch"] * job.values["seq_len"] ** 2 > LARGEST
-        key = (index,) if large else (job.gpu, job.values["gpus_per_node"])
+        key = (index,) if large else (job.gpu, job.stated.hardware.gpus_per_node)
         groups.setdefault(key, []).append(index)
     for members in groups.values():
         if len(members) < FEW or jobs[members[0]].gpu is None:
             for index in members:
-                found = time_of(jobs[index])
+                found = time_of(jobs[index], calibration)
                 out[index] = NO_TIME if found is None else found.document()
             continue
         columns = {name: [jobs[i].values[name] for i in members] for name in NUMERIC}
-        times = evaluate(jobs[members[0]], parts=True, **columns)
+        times = evaluate(jobs[members[0]], parts=True, calibration=calibration, **columns)
         assert times.parts is not None
         listed = {name: column.tolist() for name, column in times.parts.items()}
         steps, rates = times.step_s.tolist(), times.tokens_per_s_per_gpu.tolist()

@@ -72,11 +72,9 @@ class Exchange:
     def _replicated(self, p: Pipeline) -> Real:
         c, f = self.s.choices, self.m.framework
         once = self._reduce(c.zero)
-        if f.ddp == "after":
-            shown = once
-        else:
-            # the last bucket is ready when the backward pass ends
-            shown = self._shown(once, p.backward_s, once / (self.blocks + 1))
+        # the last bucket is ready when the backward pass ends
+        beside = self._shown(once, p.backward_s, once / (self.blocks + 1))
+        shown = once if f.ddp == "after" else beside
         times = self.d.grad_accum if c.zero == 2 and f.each_micro else 1
         total = shown * times
         if c.zero >= 1:

@@ -9,7 +9,7 @@ TILE_S = 1.5e-6
 """Seconds of a wave's start that nothing covers: the first loads from memory."""
 
 SPLIT = 1.25
-"""Cost of splitting the inner dimension so that few tiles fill all multiprocessors: partial sums are written and added."""
+"""Cost of splitting the inner dimension so that few tiles fill all multiprocessors: partial sums are added."""
 
 SPLIT_SLICE = 256
 """The least inner length that a split leaves."""
@@ -53,7 +53,7 @@ def product(
         seconds = least(whole, split)
         best = seconds if best is None else least(best, seconds)
     traffic = rows * inner * width + inner * columns * (width if weight is None else weight) + rows * columns * out
-    return most(best, traffic * batch / r.stream) + r.kernel_s
+    return most(best, traffic * batch / r.read) + r.kernel_s
 
 
 def attention(r: Rates, scores: Real, dims: float, tiles: Real, *, backward: bool = False) -> Real:
@@ -80,5 +80,3 @@ softmax taken out)."""
 def stream(r: Rates, num_bytes: Real, kernels: Real) -> Real:
     """Seconds of memory-bound kernels."""
     return num_bytes / r.stream + kernels * r.kernel_s
-
-

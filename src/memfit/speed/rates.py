@@ -22,7 +22,7 @@ class Rates:
     Attributes:
         matmul: FLOP/s of 16-bit matrix products without quantisation losses; ``low`` the same in 8 or 4 bit.
         attention: FLOP/s of the products inside fused attention; ``soft`` elements per second of its softmax.
-        stream: bytes per second of a memory-bound kernel.
+        read: bytes per second of a kernel that only reads; ``stream`` of a memory-bound kernel of a layer.
         gradient: rate of the backward pass's products over that of the forward's.
         processors: multiprocessors.
         epilogue: share of a tile's stores that no other tile's products cover.
@@ -34,6 +34,7 @@ class Rates:
     low: float
     attention: float
     soft: float
+    read: float
     stream: float
     gradient: float
     processors: int
@@ -65,7 +66,11 @@ def rates(gpu: Gpu, precision: str, kernel: str, calibration: Calibration) -> Ra
     matmul = gpu.peak_flops(dtype) * share
     low = matmul
     if precision in _LOW:
-        low = gpu.peak_flops(_BY_PRECISION[precision]) * row.get("low", row["matmul"]) * row.get("training_low", row["training"])
+        low = (
+            gpu.peak_flops(_BY_PRECISION[precision])
+            * row.get("low", row["matmul"])
+            * row.get("training_low", row["training"])
+        )
         low *= calibration.matmul
     fp32 = gpu.peak_flops("fp32")
     return Rates(
@@ -73,6 +78,7 @@ def rates(gpu: Gpu, precision: str, kernel: str, calibration: Calibration) -> Ra
         low=max(low, matmul),
         attention=gpu.peak_flops(dtype) * row["matmul"] * row[kernel] * calibration.attention,
         soft=fp32 / SOFTMAX_FLOPS * calibration.attention,
+        read=gpu.memory_bytes_per_s * row["stream"],
         stream=gpu.memory_bytes_per_s * row["stream"] * calibration.memory,
         gradient=row.get("gradient", 1.0),
         processors=max(gpu.sm_count, 1),

@@ -2,7 +2,7 @@
 
 A decode step reads the weights that its tokens touch and the cache of all sequences, or is bound by its products when
 the batch is large; collectives and the engine's host time come on top. With continuous batching on one set of GPUs,
-prompts of other requests run between a request's tokens. Queues (more requests than the engine admits) are not modelled.
+prompts of other requests run between a request's tokens. Queues (more requests than the engine admits) are left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from memfit.errors import MemfitError
 from memfit.formula import profile as profiles
@@ -64,9 +63,10 @@ class Latency:
 
 
 @lru_cache(maxsize=1024)
-def _works(arch: Architecture, eager: bool) -> tuple[tuple[Block, int, Work], ...]:
-    """(block, number of layers, its forward pass) of the decoder's kinds."""
-    style = ProgramStyle(trained=False, norm="fused", mlp="fused", rope="fused", attention="eager" if eager else "flash")
+def _works(arch: Architecture, eager: bool, plain: bool) -> tuple[tuple[Block, int, Work], ...]:
+    """(block, number of layers, its forward pass) of the decoder's kinds; ``plain``: code without fused kernels."""
+    how = {} if plain else {"norm": "fused", "mlp": "fused", "rope": "fused"}
+    style = ProgramStyle(trained=False, attention="eager" if eager else "flash", **how)  # type: ignore[arg-type]
     out = []
     for block, number in zip(arch.decoder.blocks, arch.decoder.counts(), strict=True):
         if number:
@@ -90,7 +90,7 @@ class _Server:
         dtype = profiles.dtype(weights)
         self.weight_bytes = dtype.num / dtype.den / 8.0
         self.r: Rates = rates(gpu, LOW_WEIGHTS.get(kind, "bf16"), self.engine["attention"], self.c)
-        self.f: Fabric = fabric(gpu, v["gpus_per_node"], self.c)
+        self.f: Fabric = fabric(gpu, resolved.stated.hardware.gpus_per_node, self.c)
         self.eager = v["attention"] == "eager"
         self.kv_bytes = KV_BITS[v["kv"] or "bf16"] / 8.0
         self.ranks = v["dp"]
@@ -103,7 +103,7 @@ class _Server:
         d = Dims(micro_batch=sequences, seq_len=new, tp=v["tp"], ep=max(v["ep"] // v["tp"], 1))
         tokens = sequences * new
         total = Seconds()
-        for block, number, passes in _works(arch, self.eager):
+        for block, number, passes in _works(arch, self.eager, bool(self.engine["launches"])):
             atoms = block_atoms(block, arch.decoder, d, tokens, tokens)
             atoms["enc"] = atoms["x"]
             touched = 1.0
@@ -135,7 +135,7 @@ class _Server:
         heads = cdiv(att.num_heads, self.v["tp"])
         width = att.kv_lora_rank * 2 + att.qk_rope_head_dim if att.kind == "mla" else att.head_dim + att.v_head_dim
         flops = 2.0 * sequences * per.tokens_kept(past) * heads * width
-        return float(max(traffic / self.r.stream, flops / self.r.attention) + 2 * self.r.kernel_s)
+        return float(max(traffic / self.r.read, flops / self.r.attention) + 2 * self.r.kernel_s)
 
     def _collectives(self, one: Seconds, block: Block, d: Dims, tokens: int) -> None:
         size = float(tokens * self.arch.hidden_size * 2)
@@ -154,8 +154,8 @@ class _Server:
         return host
 
 
-NO_GRADIENTS = 0.7
-"""Host time of an operation that records nothing for a backward pass over one that does: 28 us against 40."""
+NO_GRADIENTS = 0.55
+"""Host time of an operation that records nothing for a backward pass over one that does: 28 us against 50."""
 
 
 def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> Latency:

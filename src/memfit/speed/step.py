@@ -12,8 +12,18 @@ from memfit.formula.dims import Dims
 from memfit.formula.resolve import Resolved
 from memfit.formula.setup import Setup, Tower
 from memfit.formula.step import Stage, StageModel
+from memfit.speed.block import (
+    BACKWARD_HOST,
+    CHECKPOINT_LAUNCHES,
+    LOW_PRECISION,
+    BlockSeconds,
+    Machine,
+    Seconds,
+    Shapes,
+    seconds_of,
+    style_of,
+)
 from memfit.speed.block import PARTS as PASS_PARTS
-from memfit.speed.block import BACKWARD_HOST, CHECKPOINT_LAUNCHES, LOW_PRECISION, BlockSeconds, Machine, Seconds, Shapes, seconds_of, style_of
 from memfit.speed.calibration import Calibration, default
 from memfit.speed.framework import Framework, framework
 from memfit.speed.network import fabric
@@ -87,7 +97,7 @@ def machine_of(resolved: Resolved, s: Setup, calibration: Calibration | None = N
     kernel = f.attention if s.style.attention == "flash" else "efficient"
     return Machine(
         rates=rates(resolved.gpu, s.choices.precision, kernel, c),
-        fabric=fabric(resolved.gpu, resolved.values["gpus_per_node"], c),
+        fabric=fabric(resolved.gpu, resolved.stated.hardware.gpus_per_node, c),
         framework=f,
         calibration=c,
     )
@@ -158,9 +168,9 @@ class Units:
     def _towers(self, model: StageModel, forward: Seconds, backward: Seconds, again: Seconds) -> None:
         for tower, works in zip(self.s.towers, self.w.towers, strict=True):
             per = self.d.images * tower.stack.tokens if tower.stack.tokens else self.d.seq_len
-            tokens = self.d.micro_batch * per
-            if isinstance(tokens, int) and not tokens:
+            if tower.stack.tokens and not self.d.images:
                 continue
+            tokens = self.d.micro_batch * per
             for index, number in enumerate(tower.stack.counts()):
                 if number:
                     kind = tower.kinds[index]
@@ -172,7 +182,9 @@ class Units:
         self._end(model, self.w.entry, forward, backward, self.s.embedding.trained)
         if self.s.choices.tensor_parallel and self.s.profile.vocab_parallel:
             group = self.m.fabric.group(self.d.tp, 1)
-            forward.put("tp", self.m.fabric.all_reduce(group, real(self.d.tokens) * self.s.arch.hidden_size * self.s.width))
+            forward.put(
+                "tp", self.m.fabric.all_reduce(group, real(self.d.tokens) * self.s.arch.hidden_size * self.s.width)
+            )
 
     def _tail(self, model: StageModel, forward: Seconds, backward: Seconds) -> None:
         self._end(model, self.w.tail, forward, backward, self.s.head.trained)
@@ -200,7 +212,13 @@ class Units:
 
 
 def _add(
-    forward: Seconds, backward: Seconds, again: Seconds, one: BlockSeconds, number: int, trains: bool, checkpointed: bool
+    forward: Seconds,
+    backward: Seconds,
+    again: Seconds,
+    one: BlockSeconds,
+    number: int,
+    trains: bool,
+    checkpointed: bool,
 ) -> None:
     forward.plus(one.forward, number)
     if trains:
@@ -266,4 +284,3 @@ def pipeline(found: list[StageUnit]) -> Pipeline:
         forward_s = choose(slower, unit.micro.forward_s, forward_s)
         top = most(top, seconds)
     return Pipeline(parts, top, total, backward_s, forward_s)
-

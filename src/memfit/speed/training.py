@@ -60,9 +60,9 @@ def _largest(models: list[StageModel], of: Callable[[StageModel], Any]) -> Real:
 def _bubble(s: Setup, p: Pipeline) -> Real:
     """Seconds in which the slowest stage has nothing to do while the pipeline fills and empties.
 
-    1F1B and GPipe: one micro-batch through all other stages; interleaved: divided by the virtual stages (Narayanan 2021);
-    ZB-H1: the weight gradients, half of the backward pass, fill it (Qi 2023, table 2); DualPipe: half as deep, of
-    (forward + half a backward) (DeepSeek-V3 report, table 2).
+    1F1B and GPipe: one micro-batch through all other stages; interleaved: divided by the virtual stages (Narayanan
+    2021); ZB-H1: the weight gradients, half of the backward pass, fill it (Qi 2023, table 2); DualPipe: half as deep,
+    of (forward + half a backward) (DeepSeek-V3 report, table 2).
     """
     c = s.choices
     if c.pp == 1:
@@ -94,5 +94,3 @@ def _transfers(m: Machine, s: Setup, d: Dims) -> Real:
     both = one * (2.0 * chunks)
     hidden = f.p2p_overlap or c.schedule in ("zero-bubble", "dualpipe") or chunks > 1
     return both * m.calibration.interference if hidden else both
-
-

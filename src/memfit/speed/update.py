@@ -63,7 +63,10 @@ def offload(m: Machine, s: Setup, d: Dims, model: StageModel, p: Pipeline) -> Re
         weights, _, _ = model.weights_bytes()
         once = real(weights) / lane
         hidden = p.forward_s + p.backward_s
-        total = total + (most(once * 2.0 - hidden, 0.0) + least(once * 2.0, hidden) * m.calibration.interference) * d.grad_accum
+        total = (
+            total
+            + (most(once * 2.0 - hidden, 0.0) + least(once * 2.0, hidden) * m.calibration.interference) * d.grad_accum
+        )
     if "activations" in c.offload:
         kept = real(model.offloaded_activations()) / lane
         shown = most(kept - p.forward_s, 0.0) + most(kept - p.backward_s, 0.0)

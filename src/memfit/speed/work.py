@@ -27,6 +27,10 @@ CAST_BYTES = 4
 """Bytes per element to make an 8-bit operand: read 2, write 1, and 1 for the transposed copy (Transformer Engine)."""
 
 
+FURTHER_KERNEL = 0.2
+"""Host time of each further kernel of a written-out operation, over that of the operation: no module, no Python frame."""
+
+
 class Side(NamedTuple):
     """The features of one operand: those of an atom, or ``rank`` where the tensor is an adapter's."""
 
@@ -53,7 +57,7 @@ class Pass:
         scores: written-out products of scores shape, (bytes per element of the result).
         cores: fused attention kernels.
         traffic: bytes of memory-bound kernels.
-        kernels: their number; ``launches`` of all kernels.
+        kernels: their number; ``operations`` how many operations of the program they belong to.
     """
 
     products: list[Product] = field(default_factory=list)
@@ -61,11 +65,17 @@ class Pass:
     cores: int = 0
     traffic: Form = field(default_factory=dict)
     kernels: int = 0
+    operations: int = 0
 
     @property
-    def launches(self) -> int:
-        """Kernels that the host starts in a forward pass."""
-        return self.kernels + len(self.products) + len(self.scores) + self.cores
+    def small(self) -> float:
+        """Memory-bound kernels in operations of host time."""
+        return self.operations + FURTHER_KERNEL * (self.kernels - self.operations)
+
+    @property
+    def launches(self) -> float:
+        """Host time of a forward pass, in operations."""
+        return self.small + len(self.products) + len(self.scores) + self.cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +87,11 @@ class Work:
     again: Pass
 
     @property
-    def backward_launches(self) -> int:
-        """Kernels that the host starts in a backward pass."""
+    def backward_launches(self) -> float:
+        """Host time of a backward pass, in operations of a backward pass."""
         b = self.backward
         products = sum(p.trained + p.passes for p in b.products)
-        return b.kernels + products + 2 * len(b.scores) + 2 * b.cores
+        return b.small + products + 2 * len(b.scores) + 2 * b.cores
 
 
 def _side(value: Value, width: int) -> Side:
@@ -111,6 +121,7 @@ def _forward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
         if op.name.startswith("softmax") and op.name != "softmax.cast":
             add(into.traffic, op.output.atom, 2 * low)
             into.kernels += 1
+            into.operations += 1
         return
     for root in {id(v.root): v for v in op.inputs}.values():
         _plus(into.traffic, root)
@@ -119,6 +130,7 @@ def _forward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
         if "." not in atom:
             add(into.traffic, atom, 2 * width)
     into.kernels += _kernels(op)[0]
+    into.operations += 1
 
 
 def _backward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
@@ -126,6 +138,7 @@ def _backward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
         if op.name.startswith("softmax") and op.name != "softmax.cast":
             add(into.traffic, op.output.atom, 3 * low)
             into.kernels += 1
+            into.operations += 1
         return
     if op.alias_grad or not op.output.grad:
         return
@@ -139,6 +152,7 @@ def _backward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
         if "." not in atom:
             add(into.traffic, atom, 2 * width)
     into.kernels += _kernels(op)[1]
+    into.operations += 1
 
 
 def _sums(ops: Iterable[Op], into: Pass) -> None:
@@ -153,6 +167,7 @@ def _sums(ops: Iterable[Op], into: Pass) -> None:
         if count > 1:
             _plus(into.traffic, value, 3 * (count - 1))
             into.kernels += count - 1
+            into.operations += count - 1
 
 
 def _compiled(ops: list[Op], output: Value, forward: Pass, backward: Pass) -> None:
@@ -172,8 +187,9 @@ def _compiled(ops: list[Op], output: Value, forward: Pass, backward: Pass) -> No
         out = op.output
         if id(out) in kept or any(not reader.cheap for reader in reads.get(id(out), ())):
             border[id(out)] = out
-            forward.kernels += 1
-            backward.kernels += 1
+            for target in (forward, backward):
+                target.kernels += 1
+                target.operations += 1
     for value in border.values():
         _plus(forward.traffic, value)
         if value.grad:
@@ -251,7 +267,8 @@ def work(
     if style.compiled and ops:
         _compiled(ops, ops[-1].output, forward, backward)
         if policy == "full":
-            again.traffic, again.kernels = dict(forward.traffic), forward.kernels
+            again.traffic = dict(forward.traffic)
+            again.kernels, again.operations = forward.kernels, forward.operations
     else:
         _sums(ops, backward)
     if style.dequantize:
