@@ -44,6 +44,17 @@ class Capability:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """How an engine spreads a model, and what it can store weights and cache in."""
+
+    name: str
+    source: str
+    split: tuple[str, ...]
+    weights: tuple[str, ...]
+    kv: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Never:
     """Values of levers that exclude each other: all of ``when`` at once cannot be."""
 
@@ -97,6 +108,19 @@ def capability(framework: str) -> Capability:
     row = {k: _frozen(v) for k, v in _row(framework).items()}
     assert set(row) < known, sorted(set(row) - known)
     return Capability(name=framework, **row)
+
+
+@cache
+def engine(name: str) -> Engine:
+    """What an inference engine can do.
+
+    Raises:
+        UnknownNameError: it has no row.
+    """
+    table = _data("capabilities.toml")["engine"]
+    if name not in table:
+        raise UnknownNameError("engine to plan for", name, table)
+    return Engine(name=name, **{k: _frozen(v) for k, v in table[name].items()})
 
 
 @cache

@@ -158,6 +158,9 @@ def _quality(request: Request, field: Field) -> Iterator[WayOut]:
                 continue
             changed = {"allow": request.allow | {q.value if q.value != "true" else q.lever}}
             flags = f"--allow {q.value if q.value != 'true' else q.lever}"
+            more = field_of(replace(request, **changed), field.option).space.values
+            if more == field.space.values:  # the framework or the card has no such thing
+                continue
         if _possible(replace(request, **changed), field.option):
             yield WayOut(what=f"{q.lever.replace('_', ' ')} {q.value}", flags=flags, costs=q.costs)
 
@@ -177,7 +180,7 @@ def _larger(request: Request, field: Field) -> Iterator[WayOut]:
     own = field.option.gpu
     if request.job.hardware.memory_gib is not None:
         return
-    known = [c for c in cards() if c.vendor == own.vendor and c.total_bytes > own.total_bytes and not c.unified]
+    known = [c for c in cards() if c.vendor == own.vendor and c.total_bytes > own.total_bytes * 1.05 and not c.unified]
     rented = [c for c in known if c.kind in ("datacenter", "workstation", "consumer") and c.year >= 2020]
     seen: set[int] = set()
     for card in sorted(rented, key=lambda c: (c.total_bytes, -c.year, c.name)):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from memfit.errors import JobErrors, MemfitError
-from memfit.formula.resolve import Resolved, resolve
+from memfit.formula.resolve import resolve
 from memfit.formula.slack import most_needed
 from memfit.job import Strategy
 from memfit.planner import levers
-from memfit.planner.changes import changed, penalty
+from memfit.planner.changes import penalty
 from memfit.planner.plans import Plan, make_plan
 from memfit.planner.request import Option, Request, options
 from memfit.planner.search import Candidate, Outcome, Search
 from memfit.planner.space import Space, make_space
-from memfit.units import GIB
 
 HOST_SHARE = 0.8
 """Share of the host's memory that pinned buffers may take: the rest is the operating system's and the data loaders'."""
@@ -202,13 +201,15 @@ def _promise(request: Request, field: Field) -> float:
 
 
 def _least_seconds(field: Field) -> float:
-    """No step is shorter: two passes over the matrix products at the card's peak."""
+    """No step is shorter: two passes over the matrix products at the card's peak in the types that may be used."""
     base, option = field.space.base, field.option
     arch = base.arch
     parameters = max(arch.active_params - sum(t.numel for t in arch.embeddings), 1)
     batch = field.space.global_batch or 1
     flops = 4 * parameters * batch * base.values["seq_len"]
-    return float(flops / (option.gpus * max(option.gpu.flops.values())))
+    low = any(p in ("fp8", "mxfp8", "nvfp4") for p in field.space.values["precision"])
+    peaks = [rate for dtype, rate in option.gpu.flops.items() if low or dtype in ("bf16", "fp16", "tf32", "fp32")]
+    return float(flops / (option.gpus * max(peaks or option.gpu.flops.values())))
 
 
 def _fewest(request: Request) -> Found | None:
@@ -278,12 +279,6 @@ def _longest(request: Request) -> Found | None:
     return _best_of(request, [field_of(request, option, length) for option in able], length)
 
 
-def describe(plan: Plan, request: Request) -> tuple[str, ...]:
-    """What the plan changes of today's job; of the naive configuration without one."""
-    assert plan.candidate is not None
-    return changed(today_values(request), plan.candidate.values) if request.today is not None else ()
-
-
 def explain_values(found: Found, lever: str) -> list[tuple[Any, Candidate | None]]:
     """The best candidate with each value of a lever, everything else searched again.
 
@@ -319,11 +314,3 @@ def _fix(space: Space, name: str, value: Any) -> Space:
     fixed = {**space.fixed, name: value}
     values = {**space.values, name: (value,)} if name in space.values else space.values
     return replace(space, fixed=fixed, values=values)
-
-
-def memory_of(base: Resolved) -> str:
-    """The card's memory in words."""
-    return f"{(base.capacity_bytes or 0) / GIB:.2f} GiB"
-
-
-Step = Callable[[], None]

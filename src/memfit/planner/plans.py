@@ -32,8 +32,9 @@ class Plan:
         option: the GPUs.
         candidate: the point of the search space; None for serving.
         step_s: seconds of one optimizer step; None for serving, or where the time model has no answer.
-        tokens_per_s_per_gpu: throughput; None where unknown.
-        parts: name of a part of the step -> seconds; they sum to ``step_s``.
+        tokens_per_s_per_gpu: throughput: trained or generated tokens.
+        parts: name of a part of the step -> seconds; they sum to ``step_s``, for serving to ``tpot_s``.
+        ttft_s, tpot_s: of serving: seconds to the first token, and for each further one.
         qualities: what it costs in quality.
     """
 
@@ -44,6 +45,8 @@ class Plan:
     step_s: float | None = None
     tokens_per_s_per_gpu: float | None = None
     parts: Mapping[str, float] | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
     qualities: tuple[Quality, ...] = ()
 
     @property

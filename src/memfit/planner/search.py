@@ -30,6 +30,9 @@ APART = ("tp", "pp", "cp", "ep", "zero", "micro_batch", "precision", "optimizer"
 RANK = 1e9
 """Seconds that one unit of a penalty weighs: more than any step takes."""
 
+NEARLY = 1.2
+"""Another pipeline schedule does not save a sixth of what plain 1F1B needs."""
+
 Penalty = Callable[[Mapping[str, Any], Mapping[str, "Ints"]], Any]
 """(values chosen so far, columns) -> what counts before time: changes from today's job, minus sequences in flight."""
 
@@ -166,15 +169,34 @@ class Search:
         )
 
     def fits_at_all(self) -> bool:
-        """Whether any candidate fits, without looking for the best."""
-        for chosen, layout in self.space.roots():
-            pipeline = {name: layout.static[name] for name in levers.STRUCTURAL}
-            values = {**pipeline, **chosen}
+        """Whether any candidate fits, without looking for the best.
+
+        Plain 1F1B keeps the fewest activations, so other schedules are only looked at where it misses by little.
+        """
+        roots = sorted(self.space.roots(), key=lambda r: (r[1].static["pp_schedule"] != "1f1b", -r[0]["zero"]))
+        least = 1 << 62
+        for chosen, layout in roots:
+            plain = layout.static["pp_schedule"] == "1f1b" or "pp_schedule" in self.space.fixed
+            if not plain and least > self.limit * NEARLY:
+                continue
+            values = {**{name: layout.static[name] for name in levers.STRUCTURAL}, **chosen}
+            rows = _smallest(layout.columns)
             for lean in self._lean(values, levers.BOUNDED):
-                need, _, host = self._memory(lean, layout.columns)
-                if self._fits(need, host).any():
-                    return True
+                for offload in self._hosted(lean):
+                    need, _, host = self._memory({**lean, "offload": offload}, rows)
+                    least = min(least, int(need.min()))
+                    if self._fits(need, host).any():
+                        return True
+                    if self.host is None or (host <= self.host).all():
+                        break
         return False
+
+    def _hosted(self, lean: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+        """What goes to the host, the most first: less may be needed where the host is small."""
+        yield lean["offload"]
+        for offload in reversed(self.space.options("offload", lean)):
+            if offload != lean["offload"] and not self.space.forbidden({**lean, "offload": offload}):
+                yield offload
 
     # ---- the tree ---------------------------------------------------------------------------------------------------
 
@@ -358,12 +380,15 @@ class Search:
         least = np.full(count, 1 << 62, dtype=np.int64)
         fits = np.zeros(count, dtype=bool)
         for lean in self._lean(chosen, rest):
-            open_ = np.flatnonzero(~fits)
-            if not len(open_):
-                break
-            need, _, host = self._memory(lean, {n: c[open_] for n, c in rows.items()})
-            fits[open_] = self._fits(need, host if not rest else None)
-            least[open_] = np.minimum(least[open_], need)
+            for offload in self._hosted(lean) if "offload" in rest else (lean["offload"],):
+                left = np.flatnonzero(~fits)
+                if not len(left):
+                    return least, fits
+                need, _, host = self._memory({**lean, "offload": offload}, {n: c[left] for n, c in rows.items()})
+                fits[left] = self._fits(need, host)
+                least[left] = np.minimum(least[left], need)
+                if self.host is None or (host <= self.host).all():
+                    break  # less on the host only helps where the host is too small
         return least, fits
 
     def _fits(self, need: Ints, host: Ints | None) -> Any:
@@ -403,6 +428,17 @@ class Search:
             lean = next(self._lean(values, levers.BOUNDED), None)
             if lean is not None:
                 self.leanest = _candidate(_Node(lean, rows, np.zeros(len(need)), need), i, 0.0)
+
+
+def _smallest(columns: Mapping[str, Ints]) -> dict[str, Ints]:
+    """The rows with the smallest micro-batch of each mesh: no other needs less."""
+    import numpy as np
+
+    names = [n for n in columns if n not in ("micro_batch", "grad_accum")]
+    order = np.lexsort((columns["micro_batch"], *(columns[n] for n in names)))
+    mesh = np.stack([columns[n][order] for n in names])
+    first = np.concatenate(([True], (np.diff(mesh, axis=1) != 0).any(axis=0)))
+    return {n: c[order[first]] for n, c in columns.items()}
 
 
 def at(base: Resolved, chosen: Mapping[str, Any]) -> Resolved:
