@@ -24,6 +24,7 @@ class _Entry(NamedTuple):
 
 COMMANDS: Mapping[str, _Entry] = {
     "estimate": _Entry("memfit.cli.estimate", "Where the GPU memory of a job goes, and whether it fits."),
+    "plan": _Entry("memfit.cli.plan", "The best configuration that fits, and why it is the best."),
     "trace": _Entry("memfit.cli.trace", "The allocations of the real module, without a GPU."),
     "calibrate": _Entry("memfit.cli.calibrate", "The figures of the time model refined by measured runs."),
     "compare": _Entry("memfit.cli.compare", "The ledgers of two jobs side by side."),
