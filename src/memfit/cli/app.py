@@ -27,7 +27,7 @@ COMMANDS: Mapping[str, _Entry] = {
     "plan": _Entry("memfit.cli.plan", "The best configuration that fits, and why it is the best."),
     "trace": _Entry("memfit.cli.trace", "The allocations of the real module, without a GPU."),
     "calibrate": _Entry("memfit.cli.calibrate", "The figures of the time model refined by measured runs."),
-    "compare": _Entry("memfit.cli.compare", "The ledgers of two jobs side by side."),
+    "diff": _Entry("memfit.cli.diff", "Two jobs side by side: bytes, time, cost, and what each lever does."),
     "job": _Entry("memfit.cli.job", "A job with every value filled in, and where each comes from."),
     "models": _Entry("memfit.cli.models", "The models that are known by name."),
     "model": _Entry("memfit.cli.model", "One model: exact parameters, cache per token, layers by kind."),

@@ -120,7 +120,7 @@ def _request(ctx: click.Context, source: str | None, options: Mapping[str, Any])
         allow=frozenset(w.strip() for text in options["allow"] for w in text.split(",") if w.strip()),
         risk=_share(options["risk"]),
         top=options["top"],
-        budget=None if options["budget"] is None else _dollars(options["budget"], "--budget"),
+        budget=None if options["budget"] is None else dollars(options["budget"], "--budget"),
         within=tuple(w.strip().lower() for w in (options["within"] or "").split(",") if w.strip()),
         prices=_prices(options["prices"]),
         spot=options["spot"],
@@ -144,7 +144,12 @@ def _share(text: str) -> float:
     return number / 100 if text.strip().endswith("%") else number
 
 
-def _dollars(text: str, flag: str) -> float:
+def dollars(text: str, flag: str) -> float:
+    """An amount as typed: ``20``, ``20/h``, ``$2.5``.
+
+    Raises:
+        UsageFaultError: not a number.
+    """
     plain = text.strip().lower().removeprefix("$").removesuffix("/h").removesuffix("usd").strip()
     try:
         return float(plain)
@@ -156,7 +161,7 @@ def _prices(texts: tuple[str, ...]) -> dict[str, float]:
     out = {}
     for text in texts:
         name, sign, amount = text.rpartition("=")
-        out[name.strip() if sign else ""] = _dollars(amount, "--price")
+        out[name.strip() if sign else ""] = dollars(amount, "--price")
     return out
 
 

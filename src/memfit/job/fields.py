@@ -109,7 +109,7 @@ FIELDS: tuple[Field, ...] = (
         doc="facts that no config states, e.g. mtp_layers",
     ),
     Field(
-        path="task.kind", type="choice", choices=("train", "serve"), derived=True, flags=("--kind",),
+        path="task.kind", type="choice", choices=("train", "serve"), derived=True, flags=("--kind", "--task"),
         aliases={"training": "train", "finetune": "train", "serving": "serve", "inference": "serve"},
         doc="what is done: training or inference", also=("mode", "phase"),
     ),
