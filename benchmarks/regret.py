@@ -11,7 +11,7 @@ of memory loses 1, and so does "nothing fits"; a loss under 2 % counts 0. At top
 memfit lets a candidate pass whose P(OOM) is at most ``--risk``; where none does, the least likely to fail is picked.
 Beside it stand: random; random among those that ran; two rules that are told what runs (least tp*pp, then the largest
 micro-batch; tp up to 8 first, then the same); memfit's time model alone, told what runs; and, with ``--peers``,
-Calculon and llm-analysis in environments of their own below DIR (default ``build/peers``).
+llm-analysis in an environment of its own below DIR (default ``build/peers``; Calculon is not on the package index).
 
 An arena counts with at least 3 measured members, one of a sweep with failures with at least 5. Figures are given for
 each family (the arena's name up to the model) and as the mean over the families, so that many small arenas do not
@@ -472,7 +472,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="figures from `memfit calibrate`")
     parser.add_argument("--rows", type=Path, metavar="CSV", help="also write every candidate to this file")
     parser.add_argument(
-        "--peers", nargs="?", const=Path("build/peers"), type=Path, metavar="DIR", help="ask Calculon and llm-analysis"
+        "--peers", nargs="?", const=Path("build/peers"), type=Path, metavar="DIR", help="ask llm-analysis too"
     )
     return parser.parse_args(arguments)
 
