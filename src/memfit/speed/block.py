@@ -273,23 +273,21 @@ def _tensor_parallel(
     count = sublayers(block)
     wait = float(LAUNCHES_OF_COLLECTIVE)
     policy = s.style.checkpoint
+    hidden = 1.0 - m.calibration.interference
+    ahead, back = (1.0 - share * hidden for share in (m.framework.tp_forward, m.framework.tp_backward))
     if s.style.sequence_parallel:
-        one = m.fabric.gather(group, whole)
-        forward.put("tp", one * (2 * count))
-        backward.put("tp", one * (2 * count))
+        one, each = m.fabric.gather(group, whole), 2 * count
         if not s.profile.gather_inputs:
             # the input of a weight gradient is gathered again beside the other product
             backward.put("tp", one * (count * m.calibration.interference))
-        each = 2 * count
     else:
-        one = m.fabric.all_reduce(group, whole)
-        forward.put("tp", one * count)
-        backward.put("tp", one * count)
-        each = count
+        one, each = m.fabric.all_reduce(group, whole), count
+    forward.put("tp", one * (each * ahead))
+    backward.put("tp", one * (each * back))
     forward.launches = forward.launches + wait * each
     backward.launches = backward.launches + wait * each
     if policy != "attention":
-        again.put("tp", one * each)
+        again.put("tp", one * (each * ahead))
         again.launches = again.launches + wait * each
 
 

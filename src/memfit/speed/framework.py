@@ -26,6 +26,8 @@ class Framework:
     zero3_by: Literal["block", "tensor"]
     each_micro: bool
     prefetch: bool
+    tp_forward: float
+    tp_backward: float
     p2p_messages: int
     p2p_sync: bool
     p2p_overlap: bool

@@ -28,7 +28,7 @@ CAST_BYTES = 4
 
 
 FURTHER_KERNEL = 0.2
-"""Host time of each further kernel of a written-out operation, over that of the operation: no module, no Python frame."""
+"""Host time of each further kernel of a written-out operation over that of the operation: no module around it."""
 
 
 class Side(NamedTuple):
