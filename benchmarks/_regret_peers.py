@@ -4,8 +4,8 @@
 input and writes id -> [seconds of a step, fits] or null. llm-analysis is asked at a FLOPS efficiency of 0.5, without
 FlashAttention where the job says "eager"; a GPU or a shape that it refuses has no answer, and is not picked.
 
-Calculon's planner is not on the package index (its name belongs to a producer-consumer library there), so it can only be
-asked where somebody has installed it from its repository; without it there is no row.
+Calculon's planner is not on the package index (its name belongs to a producer-consumer library there): there is no row
+for it.
 """
 
 from __future__ import annotations
