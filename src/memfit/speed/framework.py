@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import lru_cache
 from typing import Literal
 
 from memfit.formula.profile import lineage
@@ -33,11 +33,20 @@ class Framework:
     p2p_overlap: bool
 
 
-@cache
-def framework(name: str) -> Framework:
-    """The rows of a profile: its own over those of the profiles that it is like, over the defaults."""
+@lru_cache(maxsize=1024)
+def framework(name: str, version: str | None = None) -> Framework:
+    """The rows of a profile: its own over those of the profiles that it is like, over the defaults.
+
+    Args:
+        name: of the profile.
+        version: the text of ``framework_version``: rows that are ``of`` the profile hold when it has one of their words.
+    """
     table = read("frameworks")
     row = dict(table["default"])
     for ancestor in reversed(lineage(name)):
         row |= table.get(ancestor, {})
+    text = (version or "").lower()
+    for other in table.values():
+        if other.get("of") == name and any(word in text for word in other["match"]):
+            row |= other
     return Framework(**{f.name: row[f.name] for f in fields(Framework)})

@@ -93,7 +93,7 @@ def machine_of(resolved: Resolved, s: Setup, calibration: Calibration | None = N
     if resolved.gpu is None:
         raise MemfitError("the time of a step needs a GPU", hint="give hardware.gpu, e.g. `--gpu 8xh100`")
     c = calibration or default()
-    f = framework(s.choices.framework)
+    f = framework(s.choices.framework, resolved.values["framework_version"])
     kernel = f.attention if s.style.attention == "flash" else "efficient"
     return Machine(
         rates=rates(resolved.gpu, s.choices.precision, kernel, c),
