@@ -12,15 +12,12 @@ BRANCHED = (
 )  # fmt: skip
 """Levers whose values are tried one by one: none of them is known to be the fastest or the leanest of all."""
 BOUNDED = ("checkpointing", "compile", "offload", "reshard")
-"""Levers with one value that is never slower than any other, and one (for ``compile`` one of both) that never needs
-more, whatever else is chosen. Most values of ``checkpointing`` form a chain."""
+"""Levers with one value that is never slower than any other, and one that never needs more, whatever else is chosen.
+Most values of ``checkpointing`` form a chain."""
 STRUCTURAL = ("pp", "pp_schedule", "virtual_pp")
 NUMBERS = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
 """Levers that are columns of numbers."""
 ALL = (*BRANCHED, *BOUNDED, *STRUCTURAL, *NUMBERS)
-
-EVERY = tuple(range(20, 1, -1))
-"""Every n-th layer is recomputed."""
 
 _SPEED: dict[str, tuple[Any, ...]] = {
     "checkpointing": ("none", "selective", "attention"),
@@ -29,7 +26,7 @@ _SPEED: dict[str, tuple[Any, ...]] = {
     "compile": (True, False),
 }
 """Values from fast to slow; the rest follows in the order of the capability table."""
-_LEAN: dict[str, tuple[Any, ...]] = {"checkpointing": ("full",), "reshard": (True,)}
+_LEAN: dict[str, tuple[Any, ...]] = {"checkpointing": ("full",), "reshard": (True,), "compile": (True,)}
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "pipeline": ("pp", "pp_schedule", "virtual_pp"),
@@ -74,9 +71,15 @@ def fastest(lever: str, values: tuple[Any, ...]) -> Any:
     return next((v for v in _SPEED.get(lever, ()) if v in values), values[0])
 
 
-def leanest(lever: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of which one never needs more than the others."""
-    if lever == "compile":  # fewer temporaries, but what a graph saves is not always less
+def leanest(lever: str, values: tuple[Any, ...], *, adapters: bool) -> tuple[Any, ...]:
+    """The values of which one never needs more than the others.
+
+    Args:
+        lever: one of ``BOUNDED``.
+        values: those that may be chosen.
+        adapters: adapters are trained: their casts are fused away by a compiler, but not always what they save.
+    """
+    if lever == "compile" and adapters:
         return values
     return (next((v for v in _LEAN.get(lever, ()) if v in values), values[-1]),)
 
@@ -115,7 +118,7 @@ def values_of(
         return (False, True) if cap.in_backward and allowed(allow, lever) else (False,)
     if lever == "checkpointing":
         rest = [c for c in cap.checkpointing if c not in ("none", "full")]
-        every = [n for n in EVERY if n < base["num_layers"]] if cap.every else []
+        every = list(range(base["num_layers"] // 2, 1, -1)) if cap.every else []
         return tuple(v for v in ("none", *rest, *every, "full") if v in cap.checkpointing or v in every)
     values: tuple[Any, ...] = getattr(cap, lever)
     order = _SPEED.get(lever, ())

@@ -16,6 +16,7 @@ from memfit import speed
 from memfit.formula import arrays
 from memfit.formula.resolve import Resolved
 from memfit.planner import levers
+from memfit.planner.capabilities import ADAPTERS
 from memfit.planner.space import Layout, Space
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Search:
             if value not in chain:
                 self._head(node, (value,), fits_at=-1)
         last = len(chain) - 1
-        if chain and chain[-1] != levers.leanest("checkpointing", options)[0]:
+        if chain and chain[-1] != self._leanest("checkpointing", options)[0]:
             last = -1
         if chain:
             self._head(node, chain, fits_at=last)
@@ -281,7 +282,7 @@ class Search:
                 if fast is None:
                     continue
                 current = self._in_time(replace(current, seconds=self._time(fast, current.rows)))
-            if len(current.seconds) and (value,) != levers.leanest(lever, options):
+            if len(current.seconds) and (value,) != self._leanest(lever, options):
                 need, fits = self._least({**chosen, "checkpointing": able[-1]}, later, current.rows)
                 current = _keep(replace(current, need=need), fits)
             self._visit(current, later, able)
@@ -359,6 +360,9 @@ class Search:
             out[lever] = levers.fastest(lever, allowed)
         return out
 
+    def _leanest(self, lever: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return levers.leanest(lever, values, adapters=self.space.base.values["method"] in ADAPTERS)
+
     def _lean(self, chosen: Mapping[str, Any], rest: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Completions of which one never needs more than any other."""
         if not rest:
@@ -369,7 +373,7 @@ class Search:
         options = self.space.options(lever, chosen)
         allowed = tuple(v for v in options if not self.space.forbidden({**chosen, lever: v}))
         if allowed:
-            for value in levers.leanest(lever, allowed):
+            for value in self._leanest(lever, allowed):
                 yield from self._lean({**chosen, lever: value}, later)
 
     def _least(self, chosen: Mapping[str, Any], rest: Sequence[str], rows: Mapping[str, Ints]) -> tuple[Ints, Any]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SIZES = ("micro_batch", "grad_accum", "dp", "dp_shard", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp")
 _MOST_VIRTUAL = 8
-_LEAST_TOKENS = 1024
+_LEAST_TOKENS = 256
 """Context parallelism leaves each rank at least so many tokens: below, a rank's attention is shorter than its exchange."""
 _MOST_MICRO = 512
 _TUNING_SEQUENCES = 64
@@ -126,7 +126,12 @@ class Space:
         """Values of a lever beside those chosen; one without an effect there has a single value."""
         if lever == "reshard" and chosen["zero"] < 3 and "reshard" not in self.fixed:
             return (True,)
-        return self.values[lever]
+        values = self.values[lever]
+        if lever == "checkpointing" and chosen["pp"] > 1 and len(values) > 1:
+            # every n-th layer of each chunk of the model: other steps would burden the stages unequally
+            chunk = self.base.arch.num_layers // (chosen["pp"] * chosen["virtual_pp"])
+            return tuple(v for v in values if isinstance(v, str) or chunk % v == 0)
+        return values
 
 
 def _pipeline(static: Mapping[str, Any]) -> dict[str, Any]:
@@ -335,7 +340,7 @@ def _layouts(space: Space) -> Iterator[Layout]:
                 (tp, cp, ep, dp, shard, micro, accum)
                 for tp, cp, ep, dp in meshes
                 for micro, accum in _batches(space, dp, pp, schedule)
-                for shard in _shards(space, dp, tp * cp * pp, spread=spread)
+                for shard in _shards(space, dp, spread=spread)
             ]
             if rows:
                 yield _layout({"pp": pp, "pp_schedule": schedule, "virtual_pp": virtual, "spread": spread}, rows)
@@ -377,14 +382,13 @@ def _batches(space: Space, dp: int, pp: int, schedule: str) -> Iterator[tuple[in
         yield size, steps
 
 
-def _shards(space: Space, dp: int, ways: int, *, spread: bool) -> list[int]:
-    """GPUs that one sharded copy may span: all, or whole nodes' worth of them."""
+def _shards(space: Space, dp: int, *, spread: bool) -> list[int]:
+    """Data-parallel ranks that one sharded copy may span."""
     if "dp_shard" in space.fixed:
         return [int(space.fixed["dp_shard"])] if dp % space.fixed["dp_shard"] == 0 else []
     if not spread or dp == 1:
         return [dp]
-    node = space.cluster.gpus_per_node
-    return [n for n in divisors(dp) if n == dp or (n > 1 and (n * ways) % node == 0) or n * ways == node]
+    return divisors(dp)[1:]
 
 
 def strategy_of(values: Mapping[str, Any]) -> Strategy:
