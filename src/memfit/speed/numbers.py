@@ -72,6 +72,13 @@ def root(value: Real) -> Real:
     return np.sqrt(value)
 
 
+def either(first: Real, second: Real) -> Real:
+    """Two that run beside each other and wait for each other in turn: the longer where one is much longer, a fifth
+    more than either where they are equal (a mean of fourth powers)."""
+    squares = (first * first, second * second)
+    return root(root(squares[0] * squares[0] + squares[1] * squares[1]))
+
+
 def doublings(count: Real) -> Real:
     """The binary logarithm of a whole number, rounded up: steps of a tree over ``count`` ranks."""
     if _plain(count):

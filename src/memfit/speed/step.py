@@ -27,7 +27,7 @@ from memfit.speed.block import PARTS as PASS_PARTS
 from memfit.speed.calibration import Calibration, default
 from memfit.speed.framework import Framework, framework
 from memfit.speed.network import fabric
-from memfit.speed.numbers import Real, choose, most, real
+from memfit.speed.numbers import Real, choose, either, most, real
 from memfit.speed.rates import rates
 from memfit.speed.work import Work, work
 
@@ -156,13 +156,14 @@ class Units:
         host = m.calibration.host_s * (m.framework.compiled_host if s.choices.compile else m.framework.host)
         compute = forward.device, backward.device + again.device
         waits = forward.launches * host, (backward.launches * BACKWARD_HOST + again.launches) * host
+        ahead, back = either(compute[0], waits[0]), either(compute[1], waits[1])
         return Micro(
             forward,
             backward,
             again,
-            most(compute[0], waits[0]),
-            most(compute[1], waits[1]),
-            most(waits[0] - compute[0], 0.0) + most(waits[1] - compute[1], 0.0),
+            ahead,
+            back,
+            most(ahead - compute[0], 0.0) + most(back - compute[1], 0.0),
         )
 
     def _towers(self, model: StageModel, forward: Seconds, backward: Seconds, again: Seconds) -> None:

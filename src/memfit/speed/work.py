@@ -118,10 +118,7 @@ def _bias(op: Op) -> bool:
 def _forward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
     """Bytes of one memory-bound operation; ``fused``: softmax in one kernel of ``low`` bytes."""
     if fused and op.core:
-        if op.name.startswith("softmax") and op.name != "softmax.cast":
-            add(into.traffic, op.output.atom, 2 * low)
-            into.kernels += 1
-            into.operations += 1
+        _fused_core(op, into, 2 * low)
         return
     for root in {id(v.root): v for v in op.inputs}.values():
         _plus(into.traffic, root)
@@ -133,12 +130,21 @@ def _forward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
     into.operations += 1
 
 
+def _fused_core(op: Op, into: Pass, softmax: int) -> None:
+    """Scale, mask and softmax as one kernel, dropout with its mask as another; the rest of the tape is inside them."""
+    if op.name == "softmax":
+        add(into.traffic, op.output.atom, softmax)
+    elif op.name == "attention.dropout":
+        add(into.traffic, op.output.atom, 2 * op.output.width + 1)
+    else:
+        return
+    into.kernels += 1
+    into.operations += 1
+
+
 def _backward_traffic(op: Op, into: Pass, *, fused: bool, low: int) -> None:
     if fused and op.core:
-        if op.name.startswith("softmax") and op.name != "softmax.cast":
-            add(into.traffic, op.output.atom, 3 * low)
-            into.kernels += 1
-            into.operations += 1
+        _fused_core(op, into, 3 * low)
         return
     if op.alias_grad or not op.output.grad:
         return
