@@ -366,16 +366,16 @@ def time_frameworks() -> str:
     return table(["framework", "rows", "source"], rows)
 
 
+KERNELS = ("stream", "flash2", "flash3")
+
+
 def time_rates() -> str:
     """What each architecture sustains."""
     from memfit.speed.data import read
 
     rows = []
     for name, row in read("rates")["architecture"].items():
-        low = f"{row.get('low', row['matmul']):g}"
-        rows.append(
-            [name, f"{row['matmul']:g}", f"{row['training']:g}", low, f"{row['stream']:g}", f"{row['flash2']:g}"]
-            + [f"{row['flash3']:g}", row["source"]]
-        )
+        figures = [row["matmul"], row["training"], row.get("low", row["matmul"]), *(row[k] for k in KERNELS)]
+        rows.append([name, *(f"{value:g}" for value in figures), row["source"]])
     head = ["architecture", "products", "in training", "8 and 4 bit", "streaming", "FlashAttention 2", "own kernel"]
     return table([*head, "source"], rows)

@@ -39,7 +39,7 @@ def framework(name: str, version: str | None = None) -> Framework:
 
     Args:
         name: of the profile.
-        version: the text of ``framework_version``: rows that are ``of`` the profile hold when it has one of their words.
+        version: the text of ``framework_version``; rows ``of`` the profile hold when it has one of their words.
     """
     table = read("frameworks")
     row = dict(table["default"])
