@@ -326,3 +326,56 @@ if __name__ == "__main__":
     print(
         profile_list(), schemes(), shardings(), losses(), optimizer_table(), dtype_table(), components(), provenances()
     )
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+
+
+def time_parts() -> str:
+    """The parts of a training step and of a decode step."""
+    from memfit.speed import PARTS
+    from memfit.speed.serving import PARTS as SERVING
+
+    words = {**{k: [v, ""] for k, v in PARTS.items()}}
+    for name, what in SERVING.items():
+        words.setdefault(name, ["", ""])[1] = what
+    return table(["part", "of a training step", "of a decode step"], [[code(n), *w] for n, w in words.items()])
+
+
+def time_constants() -> str:
+    """The figures that measurement refines."""
+    from memfit.speed.calibration import NAMES, constant
+
+    rows = []
+    for name in NAMES:
+        row = constant(name)
+        rows.append([code(name), f"{row['value']:g}", f"{row['low']:g} to {row['high']:g}", row["doc"], row["source"]])
+    return table(["figure", "value", "bounds", "what it is", "source"], rows)
+
+
+def time_frameworks() -> str:
+    """What each framework does that changes time."""
+    from memfit.speed.data import read
+
+    rows = []
+    for name, row in read("frameworks").items():
+        if name == "meta":
+            continue
+        facts = ", ".join(f"{code(k)} {v}" for k, v in row.items() if k != "source")
+        rows.append([name, facts or "-", row["source"]])
+    return table(["framework", "rows", "source"], rows)
+
+
+KERNELS = ("stream", "flash2", "flash3")
+
+
+def time_rates() -> str:
+    """What each architecture sustains."""
+    from memfit.speed.data import read
+
+    rows = []
+    for name, row in read("rates")["architecture"].items():
+        figures = [row["matmul"], row["training"], row.get("low", row["matmul"]), *(row[k] for k in KERNELS)]
+        rows.append([name, *(f"{value:g}" for value in figures), row["source"]])
+    head = ["architecture", "products", "in training", "8 and 4 bit", "streaming", "FlashAttention 2", "own kernel"]
+    return table([*head, "source"], rows)

@@ -1,4 +1,4 @@
-"""memfit makes large models fit: it estimates where GPU memory goes, before anything runs and without a GPU.
+"""memfit makes large models fit: where GPU memory goes and how long a step takes, before anything runs, without a GPU.
 
 ``estimate(job)`` answers for one job; importing this package loads neither torch nor numpy.
 """
@@ -11,14 +11,14 @@ from memfit._version import __version__
 from memfit.errors import MemfitError
 
 if TYPE_CHECKING:
-    from memfit.formula.estimate import Estimate, estimate
+    from memfit.speed.estimate import Estimate, estimate
 
 __all__ = ["Estimate", "MemfitError", "__version__", "estimate"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("Estimate", "estimate"):
-        from memfit.formula import estimate as module
+        from memfit.speed import estimate as module
 
         return getattr(module, name)
     msg = f"module {__name__!r} has no attribute {name!r}"

@@ -8,8 +8,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memfit import estimate
 from memfit.formula import batch
+from memfit.formula.estimate import estimate
 from memfit.job import from_kwargs, to_dict
 from strategies import jobs
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit import estimate
+from memfit.formula.arrays import evaluate
 from memfit.formula.schedule import distinct, in_flight, split_by_cost, split_layers, stages
+from memfit.job import from_kwargs
 from memfit.models import catalog
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble", "dualpipe")
@@ -138,3 +140,12 @@ def test_a_stage_that_trains_nothing_still_has_a_peak():
         model="llama-3.2-1b", framework="torch", method="freeze", trainable=2, pp=4, optimizer_in_backward=True
     )
     assert all(reading.parts["weights"] > 0 for reading in found.readings)
+
+
+@pytest.mark.parametrize("every", [3, 5, 11])
+def test_arrays_know_the_fullest_stage_when_every_nth_layer_is_recomputed(every):
+    """Stages of equal layers differ in how many of them are recomputed."""
+    fields = {"pp": 8, "virtual_pp": 2, "grad_accum": 16, "dp": 2, "tp": 2, "checkpointing": every, "zero": 1}
+    job = from_kwargs(model="llama-3.1-70b", gpu="32xh100", framework="megatron", **fields)
+    one = estimate(job)
+    assert int(evaluate(job, micro_batch=[1]).reserved[0]) == one.reserved_bytes

@@ -24,10 +24,12 @@ class _Entry(NamedTuple):
 
 COMMANDS: Mapping[str, _Entry] = {
     "estimate": _Entry("memfit.cli.estimate", "Where the GPU memory of a job goes, and whether it fits."),
+    "plan": _Entry("memfit.cli.plan", "The best configuration that fits, and why it is the best."),
     "trace": _Entry("memfit.cli.trace", "The allocations of the real module, without a GPU."),
-    "compare": _Entry("memfit.cli.compare", "The ledgers of two jobs side by side."),
+    "diff": _Entry("memfit.cli.diff", "Two jobs side by side: bytes, time, cost, and what each lever does."),
     "export": _Entry("memfit.cli.export", "A job as complete files of the tool that will run it."),
     "import": _Entry("memfit.cli.importing", "Other tools' configurations as a job."),
+    "calibrate": _Entry("memfit.cli.calibrate", "The figures of the time model refined by measured runs."),
     "job": _Entry("memfit.cli.job", "A job with every value filled in, and where each comes from."),
     "models": _Entry("memfit.cli.models", "The models that are known by name."),
     "model": _Entry("memfit.cli.model", "One model: exact parameters, cache per token, layers by kind."),

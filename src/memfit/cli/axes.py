@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 from memfit.cli.jobs import Given, field_of
 from memfit.cli.output import UsageFaultError
@@ -11,6 +12,9 @@ from memfit.errors import MemfitError, UnknownNameError
 from memfit.job import BY_NAME, Field
 from memfit.report.sweep import Axis, Sweep
 from memfit.units import parse_count
+
+if TYPE_CHECKING:
+    from memfit.speed.calibration import Calibration
 
 _MOST_VALUES = 1000
 _MOST_CELLS = 5000
@@ -72,13 +76,13 @@ def _count(word: str, text: str) -> int:
         raise UsageFaultError(f"`{text[:80]}`: `{word.strip()[:40]}` is not a count", hint=_HOW) from None
 
 
-def run(job: Given, texts: Sequence[str]) -> Sweep:
+def run(job: Given, texts: Sequence[str], calibration: Calibration | None = None) -> Sweep:
     """Estimates the job at every combination of the axes.
 
     Raises:
         MemfitError: more than two axes, too many cells, or no cell has an answer (the first cell's error).
     """
-    from memfit.formula.estimate import Estimate, estimate
+    from memfit.speed.estimate import Estimate, estimate
 
     axes = tuple(parse_axis(text) for text in texts)
     if len(axes) > 2 or len({axis.field for axis in axes}) < len(axes):
@@ -88,7 +92,8 @@ def run(job: Given, texts: Sequence[str]) -> Sweep:
     cells: list[Estimate | MemfitError] = []
     for values in product(*(axis.values for axis in axes)):
         try:
-            cells.append(estimate(job.job({axis.field: v for axis, v in zip(axes, values, strict=True)})))
+            one = job.job({axis.field: v for axis, v in zip(axes, values, strict=True)})
+            cells.append(estimate(one, calibration=calibration))
         except MemfitError as error:
             cells.append(error)
     sweep = Sweep(axes=axes, cells=tuple(cells))

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from memfit.cli.output import closed_pipe
 from memfit.errors import InputFileError
 
+if TYPE_CHECKING:
+    from memfit.speed.calibration import Calibration
+
 MAX_LINE_BYTES = 4 << 20
 
 
-def run(source: str, *, full: bool) -> int:
+def run(source: str, *, full: bool, calibration: Calibration | None = None) -> int:
     """Reads ``source`` (``-`` is standard input) and writes a JSON line for each of its lines that is not blank.
 
     Args:
         source: a path or ``-``.
         full: with assumptions and changes, which takes some twenty estimates a job.
+        calibration: other figures of the time model than the shipped ones.
 
     Returns:
         The exit code: 0 however many jobs are faulty; their lines say so.
@@ -27,10 +32,11 @@ def run(source: str, *, full: bool) -> int:
         InputFileError: the file cannot be read.
     """
     from memfit.formula import batch
+    from memfit.speed.estimate import documents_of
 
     with _open(source) as stream:
         out = sys.stdout.buffer
-        for answer in batch.run(_lines(stream), full=full):
+        for answer in batch.run(_lines(stream), full=full, more=partial(documents_of, calibration=calibration)):
             with closed_pipe():
                 out.write(answer + b"\n")
         with closed_pipe():

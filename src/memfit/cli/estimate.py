@@ -27,6 +27,7 @@ _NOT_REPEATED = frozenset({"-v", "--verbose", "--no-color", "--full"})
 @click.option(
     "--batch", metavar="FILE", help="Jobs of a JSON-lines file, - for standard input: a result for each line."
 )
+@click.option("--calibration", metavar="FILE", help="Figures of the time model, from `memfit calibrate`.")
 @click.option("--full", is_flag=True, help="With --batch, --sweep --json: assumptions and changes too (slower).")
 @job_options
 @click.pass_context
@@ -42,6 +43,7 @@ def command(
     timeline: bool,
     sweeps: tuple[str, ...],
     batch: str | None,
+    calibration: str | None,
     full: bool,
     **_: Any,
 ) -> int:
@@ -59,7 +61,7 @@ def command(
     if [bool(sweeps), batch is not None, timeline].count(True) > 1:
         raise hinted("--sweep, --batch and --timeline cannot be combined", "run them one after the other", ctx)
     if batch is not None:
-        return _batch(ctx, source, batch, full)
+        return _batch(ctx, source, batch, full, calibration)
     if full and not sweeps:
         raise hinted("--full goes with --batch or --sweep", "a single estimate always is full", ctx)
     job = given(ctx, source)
@@ -67,10 +69,10 @@ def command(
         raise hinted("no model is given", "for example `memfit estimate llama-3.1-8b --gpu 8xh100`", ctx)
     page = make_page(verbose=verbose, no_color=no_color)
     if sweeps:
-        return _sweep(page, job, sweeps, as_json=as_json, quiet=quiet, full=full)
-    from memfit.formula.estimate import estimate
+        return _sweep(page, job, sweeps, as_json=as_json, quiet=quiet, full=full, calibration=calibration)
+    from memfit.speed.estimate import estimate
 
-    answer = estimate(job.job())
+    answer = estimate(job.job(), calibration=_figures(calibration))
     if as_json:
         from memfit.report.json import dumps, result
 
@@ -97,20 +99,30 @@ def command(
     return 1 if answer.fits is False else 0
 
 
-def _batch(ctx: click.Context, source: str | None, batch: str, full: bool) -> int:
+def _figures(path: str | None) -> Any:
+    if path is None:
+        return None
+    from memfit.speed.calibration import load
+
+    return load(path)
+
+
+def _batch(ctx: click.Context, source: str | None, batch: str, full: bool, calibration: str | None) -> int:
     from memfit.cli.batch import run
 
     if source is not None or not given(ctx, None).empty:
         raise hinted("--batch takes its jobs from the file alone", "leave out the model and the job's flags", ctx)
-    return run(batch, full=full)
+    return run(batch, full=full, calibration=_figures(calibration))
 
 
-def _sweep(page: Any, job: Given, sweeps: tuple[str, ...], *, as_json: bool, quiet: bool, full: bool) -> int:
+def _sweep(
+    page: Any, job: Given, sweeps: tuple[str, ...], *, as_json: bool, quiet: bool, full: bool, calibration: str | None
+) -> int:
     from memfit.cli.axes import run
     from memfit.report.json import dumps
     from memfit.report.sweep import frontier_text, sweep_document, sweep_text
 
-    answer = run(job, sweeps)
+    answer = run(job, sweeps, _figures(calibration))
     if as_json:
         emit(dumps(sweep_document(answer, full=full)))
     else:

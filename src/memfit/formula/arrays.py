@@ -6,7 +6,7 @@ a group everything is arithmetic on int64 arrays, a slice at a time so that the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from memfit.formula.dims import Dims
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.runtime import nccl_bytes
 from memfit.formula.setup import choices, setup
+from memfit.formula.slack import needed
 from memfit.formula.step import ENTRIES
 from memfit.formula.training import card_of, context_bytes, dims_of, peaks
 from memfit.job import Job
@@ -41,13 +42,20 @@ class Peaks:
 
     Attributes:
         allocated, reserved, device: as in ``Estimate``.
+        host: pinned host memory of that rank.
         components: entry name (see ``step.ENTRIES``) -> bytes, when asked for.
     """
 
     allocated: Ints
     reserved: Ints
     device: Ints
+    host: Ints
     components: Mapping[str, Ints] | None = None
+
+    @property
+    def need(self) -> Ints:
+        """The middle of what must be there for the run to finish: the band ``need`` of ``Estimate`` lies around it."""
+        return needed(self.allocated, self.reserved, self.device - self.reserved)
 
 
 def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) -> Peaks:
@@ -66,6 +74,50 @@ def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) ->
     """
     import numpy as np
 
+    batch = batch_of(job, fields)
+    out = {k: np.empty(batch.count, dtype=np.int64) for k in ("allocated", "reserved", "device", "host")}
+    parts = {name: np.empty(batch.count, dtype=np.int64) for name in ENTRIES} if components else None
+    for rows, group, numeric in batch.groups():
+        for start in range(0, len(rows), SLICE):
+            chosen = slice(start, start + SLICE)
+            _slice(batch.resolved, group, {n: c[chosen] for n, c in numeric.items()}, rows[chosen], out, parts)
+    return Peaks(out["allocated"], out["reserved"], out["device"], out["host"], parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Many training jobs as columns.
+
+    Attributes:
+        resolved: the job that states everything else.
+        count: number of jobs.
+        numeric: numeric field -> int64 column.
+        shape: any other field -> column; jobs with equal values form a group.
+    """
+
+    resolved: Resolved
+    count: int
+    numeric: Mapping[str, Ints]
+    shape: Mapping[str, Any]
+
+    def groups(self) -> Iterator[tuple[Any, dict[str, Any], dict[str, Ints]]]:
+        """(row numbers, static field values, numeric columns of these rows) of each group."""
+        for rows, static in _groups(self.shape, self.count):
+            group = {**self.resolved.values, **{k: v for k, v in static.items() if not k.endswith(">1")}}
+            for flag in ("tp", "grad_accum"):
+                if f"{flag}>1" in static:
+                    group[flag] = 2 if static[f"{flag}>1"] else 1
+            yield rows, group, {n: c[rows] for n, c in self.numeric.items()}
+
+
+def batch_of(job: Job | Resolved, fields: Mapping[str, Any]) -> Batch:
+    """Many training jobs that share one model and one card, as columns; see ``evaluate``.
+
+    Raises:
+        MemfitError: as for ``evaluate``.
+    """
+    import numpy as np
+
     resolved = job if isinstance(job, Resolved) else resolve(job)
     if resolved.values["kind"] != "train":
         raise MemfitError("arrays of jobs are for training; a serving job is estimated one at a time")
@@ -74,7 +126,7 @@ def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) ->
     if len(lengths) != 1 or len(next(iter(lengths))) != 1:
         raise MemfitError(f"the arrays must be one-dimensional and of equal length, got shapes {sorted(lengths)}")
     count = next(iter(lengths))[0]
-    values = dict(resolved.values)
+    values = resolved.values
     numeric = {n: columns[n].astype(np.int64) for n in NUMERIC if n in columns}
     if "dp" in numeric and "dp_shard" not in numeric:
         numeric["dp_shard"] = numeric["dp"]
@@ -86,17 +138,7 @@ def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) ->
         shape["tp>1"] = numeric["tp"] > 1
     if "grad_accum" in numeric:
         shape["grad_accum>1"] = numeric["grad_accum"] > 1
-    out = {k: np.empty(count, dtype=np.int64) for k in ("allocated", "reserved", "device")}
-    parts = {name: np.empty(count, dtype=np.int64) for name in ENTRIES} if components else None
-    for rows, static in _groups(shape, count):
-        group = {**values, **{k: v for k, v in static.items() if not k.endswith(">1")}}
-        for flag in ("tp", "grad_accum"):
-            if f"{flag}>1" in static:
-                group[flag] = 2 if static[f"{flag}>1"] else 1
-        for start in range(0, len(rows), SLICE):
-            where_ = rows[start : start + SLICE]
-            _slice(resolved, group, {n: c[where_] for n, c in numeric.items()}, where_, out, parts)
-    return Peaks(out["allocated"], out["reserved"], out["device"], parts)
+    return Batch(resolved, count, numeric, shape)
 
 
 def _groups(shape: Mapping[str, Any], count: int) -> list[tuple[Any, dict[str, Any]]]:
@@ -134,15 +176,17 @@ def _slice(
     d: Dims = dims_of(replace(resolved, values=group), numeric)
     found = peaks(s, d, every=False)
     top = np.full(len(rows), -1, dtype=np.int64)
-    allocated = np.zeros(len(rows), dtype=np.int64)
+    allocated, host = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
     selected = {name: np.zeros(len(rows), dtype=np.int64) for name in ENTRIES} if parts is not None else {}
     for p in found:
         higher = p.reserved > top
         top = np.where(higher, p.reserved, top)
         allocated = np.where(higher, p.allocated, allocated)
+        host = np.where(higher, p.host, host)
         for name in selected:
             selected[name] = np.where(higher, p.peak.parts[name], selected[name])
     out["allocated"][rows] = allocated
+    out["host"][rows] = host
     out["reserved"][rows] = top
     out["device"][rows] = top + context_bytes(resolved) + nccl_bytes(d, group["pp"]) + resolved.others_bytes
     if parts is not None:

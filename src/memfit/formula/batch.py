@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -32,20 +32,29 @@ _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def run(lines: Iterable[bytes], *, full: bool = False) -> Iterator[bytes]:
+More = Callable[[Sequence[Resolved]], Sequence[Mapping[str, Any]]]
+"""Further fields of the result documents of jobs that share their model and all discrete choices."""
+
+
+def _nothing(jobs: Sequence[Resolved]) -> Sequence[Mapping[str, Any]]:
+    return [{}] * len(jobs)
+
+
+def run(lines: Iterable[bytes], *, full: bool = False, more: More = _nothing) -> Iterator[bytes]:
     """One JSON result for each job line, in order.
 
     Args:
         lines: job documents, or objects with ``job`` and optionally ``id`` (truth records are such objects). Empty
             lines give nothing.
         full: also compute assumptions and changes for each job.
+        more: further fields of each result.
 
     Yields:
         The result document of the job, or ``{"id", "line", "error"}`` for a line that cannot be answered.
     """
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
     while chunk := list(islice(numbered, CHUNK)):
-        yield from answer(chunk, full)
+        yield from answer(chunk, full, more)
 
 
 def _read(line: bytes) -> tuple[Any, msgspec.Raw | dict[str, msgspec.Raw]]:
@@ -81,18 +90,18 @@ def _job(job: msgspec.Raw | dict[str, msgspec.Raw]) -> Job:
     return parse(whole)
 
 
-def answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
+def answer(chunk: list[tuple[int, bytes]], full: bool, more: More = _nothing) -> list[bytes]:
     """The results of numbered lines."""
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects would set off collections that find nothing
     try:
-        return _answer(chunk, full)
+        return _answer(chunk, full, more)
     finally:
         if collecting:
             gc.enable()
 
 
-def _answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
+def _answer(chunk: list[tuple[int, bytes]], full: bool, more: More) -> list[bytes]:
     answers: list[bytes | None] = [None] * len(chunk)
     groups: dict[Any, list[tuple[int, Any, Resolved]]] = {}
     for index, (number, line) in enumerate(chunk):
@@ -101,7 +110,8 @@ def _answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
             job_id, job = _read(line)
             resolved = resolve(_job(job))
             if full or resolved.values["kind"] == "serve":
-                answers[index] = _encode(estimate(resolved.stated).to_dict(job_id, full=full))
+                whole = estimate(resolved.stated).to_dict(job_id, full=full)
+                answers[index] = _encode({**whole, **more([resolved])[0]})
                 continue
             key = (
                 id(resolved.arch),
@@ -116,23 +126,24 @@ def _answer(chunk: list[tuple[int, bytes]], full: bool) -> list[bytes]:
         except MemfitError as error:
             answers[index] = _encode({"id": job_id, "line": number, "error": error.to_dict()})
     for (_, static, *_rest), members in groups.items():
-        for index, line in _group(static, members):
+        for index, line in _group(static, members, more):
             answers[index] = line
     assert all(done is not None for done in answers)
     return answers  # type: ignore[return-value]
 
 
-def _group(static: Any, members: list[tuple[int, Any, Resolved]]) -> Iterator[tuple[int, bytes]]:
+def _group(static: Any, members: list[tuple[int, Any, Resolved]], more: More) -> Iterator[tuple[int, bytes]]:
     first = members[0][2]
     s = setup(first.arch, static)
     context = context_bytes(first)
     sharded = static.zero >= 3
+    further = more([resolved for _, _, resolved in members])
     if len(members) < _FEW:
-        for index, job_id, resolved in members:
+        for row, (index, job_id, resolved) in enumerate(members):
             d = dims_of(resolved)
             outside = Outside(context, nccl_bytes(d, static.pp), resolved.others_bytes)
             readings, fullest = train_readings(peaks(s, d, every=True), outside)
-            yield index, _line(resolved, readings, fullest, sharded, job_id)
+            yield index, _line(resolved, readings, fullest, sharded, job_id, further[row])
         return
     import numpy as np
 
@@ -144,13 +155,14 @@ def _group(static: Any, members: list[tuple[int, Any, Resolved]]) -> Iterator[tu
     for row, (index, job_id, resolved) in enumerate(members):
         outside = Outside(context, nccl[row], resolved.others_bytes)
         readings, fullest = train_readings([rows.peak(row) for rows in listed], outside)
-        yield index, _line(resolved, readings, fullest, sharded, job_id)
+        yield index, _line(resolved, readings, fullest, sharded, job_id, further[row])
 
 
-def _line(resolved: Resolved, readings: Any, fullest: int, sharded: bool, job_id: Any) -> bytes:
-    return _encode(
-        document(resolved, readings, fullest, sharded=sharded, warnings=warnings_of(resolved), job_id=job_id)
-    )
+def _line(
+    resolved: Resolved, readings: Any, fullest: int, sharded: bool, job_id: Any, further: Mapping[str, Any]
+) -> bytes:
+    whole = document(resolved, readings, fullest, sharded=sharded, warnings=warnings_of(resolved), job_id=job_id)
+    return _encode({**whole, **further})
 
 
 class _Rows:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 from memfit.formula.style import Style
 from memfit.formula.tape import Form, Program, Tape, Value
@@ -537,6 +538,7 @@ class Recorder:
         return self.tape.compile(out, policy=style.checkpoint)
 
 
+@lru_cache(maxsize=1024)
 def program(block: Block, style: Style) -> Program:
     """The compiled layer program of one kind of block."""
     return Recorder(style).block(block)

@@ -329,7 +329,11 @@ def estimate(job: Job | Mapping[str, Any] | str | Path | None = None, **fields: 
         stated = parse(job)
     else:
         stated = load(job, fields or None)
-    resolved = resolve(stated)
+    return estimate_resolved(resolve(stated))
+
+
+def estimate_resolved(resolved: Resolved) -> Estimate:
+    """The same for a job whose model and card are looked up."""
     return _serve(resolved) if resolved.values["kind"] == "serve" else _train(resolved)
 
 

@@ -34,7 +34,7 @@ ENTRIES: dict[str, tuple[Component, str]] = {
 }
 """Entry -> (component, what it is), in the order a ledger shows them."""
 
-_KV_BITS = {
+KV_BITS = {
     "bf16": 16, "fp16": 16, "fp32": 32, "fp8": 8, "int8": 8, "int4": 4.5, "nvfp4": 4.5,
     "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5,
 }  # fmt: skip
@@ -155,7 +155,7 @@ def serving(resolved: Resolved) -> Serving:
     if framework not in ("transformers", "torch", "exllama"):
         what = "reserves memory by rules of its own; this is what the model needs, not its pool"
         warnings.append(f"`{framework}` {what}")
-    kv_bits = _KV_BITS[v["kv"] or "bf16"]
+    kv_bits = KV_BITS[v["kv"] or "bf16"]
     kv_elements = 0
     per_token = 0
     quirks = traits(v["framework_version"])

@@ -160,6 +160,13 @@ def _raw(name: str) -> dict[str, Any]:
 
 
 @cache
+def lineage(name: str) -> tuple[str, ...]:
+    """A profile and the profiles whose rows it inherits, nearest first."""
+    parent = _profiles()["profile"].get(name, {}).get("like")
+    return (name, *lineage(parent)) if parent else (name,)
+
+
+@cache
 def names() -> tuple[str, ...]:
     """Frameworks that train; variants are left out."""
     return tuple(name for name, row in _profiles()["profile"].items() if "of" not in row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from memfit.formula.dims import Int, cdiv, minimum
 from memfit.formula.step import Stage
@@ -90,8 +90,13 @@ def stages(
     return out
 
 
-def distinct(all_stages: list[Stage], layout: Sequence[int]) -> list[Stage]:
-    """Stages that can be the fullest: of equal ones only the first, which has the most in flight."""
+def distinct(all_stages: list[Stage], layout: Sequence[Hashable]) -> list[Stage]:
+    """Stages that can be the fullest: of equal ones only the first, which has the most in flight.
+
+    Args:
+        all_stages: in order.
+        layout: for each layer what tells it from others.
+    """
     seen: set[object] = set()
     out = []
     for stage in all_stages:

@@ -51,6 +51,27 @@ def bands(peak: Mapping[str, int], outside: int, *, sharded: bool) -> dict[str, 
     allocated = Band.around(peak["allocated"], 0.06, 0.07)
     reserved = Band.around(peak["reserved"], 0.10, 0.18 if sharded else 0.14)
     device = Band(reserved.low + outside, peak["device"], reserved.high + outside * 5 // 4)
-    middle = (peak["allocated"] * 2 + peak["reserved"]) // 3 + outside
-    need = Band(middle * 93 // 100, middle, middle * 109 // 100)
+    need = need_band(needed(peak["allocated"], peak["reserved"], outside))
     return {"allocated": allocated, "reserved": reserved, "device": device, "need": need}
+
+
+def needed(allocated: Int, reserved: Int, outside: Int) -> Int:
+    """The middle of the band ``need``: bytes that must be there for a run to finish."""
+    return (allocated * 2 + reserved) // 3 + outside
+
+
+def need_band(middle: int) -> Band:
+    """The band ``need`` around its middle."""
+    return Band(middle * 93 // 100, middle, middle * 109 // 100)
+
+
+def most_needed(capacity_bytes: int, risk: float) -> int:
+    """The largest middle of ``need`` that runs out of memory with at most the probability ``risk``."""
+    low, high = 0, 2 * capacity_bytes
+    while low < high:
+        middle = (low + high + 1) // 2
+        if need_band(middle).p_above(capacity_bytes) <= risk:
+            low = middle
+        else:
+            high = middle - 1
+    return low

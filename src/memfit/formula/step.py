@@ -344,14 +344,18 @@ class StageModel:
         if "parameters" in offload and self.sharded:
             total = total + weights
         if "activations" in offload:
-            tower = self.s.decoder
-            kinds = tower.kinds
-            for layer in self.indices:
-                kind = kinds[tower.stack.layout[layer]]
-                atoms = self.atoms(tower, kind, self.d.tokens, self.d.stream_tokens)
-                program = kind.program
-                form = program.checkpoint if self.is_checkpointed(layer) else program.kept
-                total = total + evaluate(form, atoms)
+            total = total + self.offloaded_activations()
+        return total
+
+    def offloaded_activations(self) -> Int:
+        """Bytes that one micro-batch sends to the host when activations are offloaded."""
+        total: Int = 0
+        tower = self.s.decoder
+        for layer in self.indices:
+            kind = tower.kinds[tower.stack.layout[layer]]
+            atoms = self.atoms(tower, kind, self.d.tokens, self.d.stream_tokens)
+            form = kind.program.checkpoint if self.is_checkpointed(layer) else kind.program.kept
+            total = total + evaluate(form, atoms)
         return total
 
     def stream_pools(self) -> Int | None:
@@ -416,7 +420,7 @@ class StageModel:
                 all_grads = 0  # reduced gradients go to the host as they appear
         elif s.optimizer.paged:
             states = 0  # unified memory: outside the caching allocator, moved to the host when the card is full
-        whole = self._whole()
+        whole = self.whole()
         if "parameters" in c.offload and self.sharded:
             weights = 0
         base = {
@@ -499,7 +503,8 @@ class StageModel:
             out.append(Moment("forward", "forward pass", {**base, "gathered": forward_gather}))
         return out
 
-    def _whole(self) -> Int:
+    def whole(self) -> Int:
+        """All weight elements of the stage on its tensor- and expert-parallel rank."""
         total: Int = 0
         for held, number, kv, _ in self._held():
             total = total + local(held.all, self.d, kv) * number

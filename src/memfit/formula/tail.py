@@ -6,6 +6,8 @@ Vs one slice of them; w.head elements of the head's weight.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from memfit.formula.blocks import PLAIN, Recorder
 from memfit.formula.profile import Loss
 from memfit.formula.style import Style
@@ -13,6 +15,7 @@ from memfit.formula.tape import Form, Program
 from memfit.models.architecture import Code
 
 
+@lru_cache(maxsize=1024)
 def tail(
     style: Style,
     loss: Loss,
@@ -85,6 +88,7 @@ def tail(
     return tape.compile(out)
 
 
+@lru_cache(maxsize=1024)
 def entry(style: Style, *, norm: str, dropout: bool) -> Program:
     """The layer program between the embedding and the first block."""
     rec = Recorder(style)
@@ -93,6 +97,7 @@ def entry(style: Style, *, norm: str, dropout: bool) -> Program:
     return rec.tape.compile(x)
 
 
+@lru_cache(maxsize=1024)
 def exit_of(style: Style, *, norm: str, code: Code, dropout: bool) -> Program:
     """The layer program from an encoder's last block to what the decoder reads: final norm and dropout."""
     rec = Recorder(style)

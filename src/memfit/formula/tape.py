@@ -121,6 +121,7 @@ class Program:
             ``first`` (the forward that keeps only the checkpoint), ``again`` (recomputation and backward).
         stream, output: keys of the block's input and output in the scripts.
         keeps_stream: without recomputation the block's input lives until its backward.
+        ops: the operations in running order, for what else is to be known of them (their cost).
     """
 
     kept: Form
@@ -133,6 +134,7 @@ class Program:
     stream: int
     output: int
     keeps_stream: bool
+    ops: tuple[Op, ...] = field(hash=False, compare=False, repr=False)
 
 
 class Tape:
@@ -282,6 +284,7 @@ class Tape:
             stream=id(self.inputs[0].root),
             output=id(output.root),
             keeps_stream=id(self.inputs[0].root) in everything,
+            ops=tuple(self.ops),
         )
 
     def _checkpointed(self, saved: list[list[Value]], policy: str, output: Value) -> dict[int, Value]:

@@ -131,11 +131,19 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
     return StagePeak(stage, moments, peak, slack, model.host_bytes(), which)
 
 
+def _alike(s: Setup) -> list[tuple[int, bool, bool]]:
+    """What tells the layers of the decoder apart: kind, whether it is recomputed, whether it is trained."""
+    mode, first = s.choices.checkpointing, s.decoder.first_trained
+    every = mode if isinstance(mode, int) else 0
+    layout = s.arch.decoder.layout
+    return [(kind, bool(every) and i % every == every - 1, i < first) for i, kind in enumerate(layout)]
+
+
 def peaks(s: Setup, d: Dims, *, every: bool) -> list[StagePeak]:
     """The stages' peaks: all of them, or only those that can be the fullest."""
     found = stages_of(s, d)
     if not every:
-        found = distinct(found, s.arch.decoder.layout)
+        found = distinct(found, _alike(s))
     return [stage_peak(s, d, stage) for stage in found]
 
 

@@ -9,7 +9,7 @@ from memfit.job import BY_NAME
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
 from memfit.report.verdict import headline, need_of, verdict
-from memfit.report.words import gib, moment, signed_gib, value
+from memfit.report.words import gib, moment, seconds, signed_gib, value
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -27,7 +27,7 @@ def estimate_text(page: Page, estimate: Estimate, *, command: str | None = None)
         estimate: the result.
         command: the command line that asked, for the hint what to run next; None leaves the hint out.
     """
-    parts = [verdict(page, estimate), ledger(page, estimate.ledger), peak(page, estimate)]
+    parts = [verdict(page, estimate), ledger(page, estimate.ledger), peak(page, estimate), time(page, estimate)]
     parts += [stages(page, estimate), warnings(page, estimate.warnings)]
     parts += [assumptions(page, estimate), changes(page, estimate)]
     if command is not None:
@@ -62,6 +62,28 @@ def peak(page: Page, estimate: Estimate) -> list[str]:
         )
     if estimate.host_bytes:
         lines += paragraph(page, f"  pinned host memory: {gib(estimate.host_bytes)} GiB for each rank", "    ")
+    return lines
+
+
+def time(page: Page, estimate: Estimate) -> list[str]:
+    """How long a step takes, in a line; its parts on a verbose page; nothing where only memory was asked for."""
+    from memfit.speed.estimate import Estimate as Timed
+
+    found = estimate.time if isinstance(estimate, Timed) else None
+    if found is None:
+        return []
+    rate = f"{found.tokens_per_s_per_gpu:,.0f} tokens/s for each GPU"
+    if found.ttft_s is None:
+        lines = paragraph(page, f"time: {seconds(found.step_s)} a step, {rate}")
+    else:
+        first = f"{seconds(found.ttft_s)} to the first token, {seconds(found.step_s)} for each further one"
+        lines = paragraph(page, f"time: {first}, {rate}")
+    if page.verbose:
+        rows: list[Row] = [
+            [Cell(seconds(s)), Cell(f"{s / found.step_s:.0%}"), clean(what)] for _, what, s in found.lines()
+        ]
+        columns = [Column("time", "right"), Column("share", "right"), Column("part", flex=True)]
+        lines += table(page, columns, rows)
     return lines
 
 

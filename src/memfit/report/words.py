@@ -148,3 +148,12 @@ def moment(estimate: Estimate) -> str:
     """When the peak stands: the moment, and its phase where the moment does not name it."""
     what, phase = clean(estimate.ledger.moment), clean(estimate.peak_phase)
     return what if phase in what else f"{what} ({phase})"
+
+
+def seconds(value: float) -> str:
+    """A duration with three digits: ``18.4 ms``, ``1.23 s``, ``95.0 s``."""
+    if value < 1e-3:
+        return f"{value * 1e6:.3g} us"
+    if value < 1:
+        return f"{value * 1e3:.3g} ms"
+    return f"{value:.1f} s" if value >= 100 else f"{value:.3g} s"

@@ -1,4 +1,4 @@
-"""``memfit compare``: the ledgers of two jobs side by side."""
+"""``memfit diff``: two jobs side by side, and what each lever that differs does."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from memfit.cli.jobs import JobCommand, given, job_options
 from memfit.cli.output import emit, make_page, output_options
 
 
-@click.command("compare", cls=JobCommand)
+@click.command("diff", cls=JobCommand)
 @click.argument("left", metavar="A")
 @click.argument("right", metavar="B")
 @output_options
+@click.option("--price", metavar="USD", help="What a GPU-hour costs you; else the snapshot's price of each card.")
 @job_options
 @click.pass_context
 def command(
@@ -26,28 +27,32 @@ def command(
     quiet: bool,
     verbose: bool,
     no_color: bool,
+    price: str | None,
     **_: Any,
 ) -> int:
-    """The ledgers of two jobs side by side, with the difference.
+    """Two jobs side by side: bytes, time and cost, and what each lever that differs does.
 
     A and B are models or job files, as `memfit estimate` takes them; the flags hold for both.
 
     \b
     Examples:
-      memfit compare before.toml after.toml
-      memfit compare llama-3.1-8b qwen3-8b --gpu h100 --method lora
+      memfit diff before.toml after.toml
+      memfit diff llama-3.1-8b qwen3-8b --gpu h100 --method lora
     """
+    from memfit.cli.plan import dollars
     from memfit.formula.estimate import estimate
+    from memfit.planner.difference import diff
 
     a, b = (estimate(given(ctx, source).job()) for source in (left, right))
+    found = diff(a, b, price=None if price is None else dollars(price, "--price"))
     page = make_page(verbose=verbose, no_color=no_color)
     if as_json:
-        from memfit.report.compare import compare_document
+        from memfit.report.diff import diff_document
         from memfit.report.json import dumps
 
-        emit(dumps(compare_document(a, b, (left, right))))
+        emit(dumps(diff_document(found, (left, right))))
     else:
-        from memfit.report.compare import compare_text, total_text
+        from memfit.report.diff import diff_text, total_text
 
-        emit(total_text(a, b) if quiet else compare_text(page, a, b, (left, right)))
+        emit(total_text(found) if quiet else diff_text(page, found, (left, right)))
     return 0

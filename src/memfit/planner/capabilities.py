@@ -1,0 +1,207 @@
+"""What a framework can do and what changes results, read from the data files beside."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from memfit.errors import MemfitError, UnknownNameError
+
+ADAPTERS = frozenset({"lora", "qlora", "dora"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capability:
+    """What one framework can do; see the data file for each field."""
+
+    name: str
+    source: str
+    tp: bool = False
+    pp: bool = False
+    cp: bool = False
+    ep: bool = False
+    schedules: tuple[str, ...] = ("1f1b",)
+    uneven: bool = False
+    pp_accum: bool = False
+    cp_heads: bool = False
+    zero: tuple[int, ...] = (0,)
+    hsdp: tuple[int, ...] = ()
+    reshard: tuple[bool, ...] = (True,)
+    sequence_parallel: tuple[bool, ...] = (False,)
+    checkpointing: tuple[str, ...] = ("none", "full")
+    every: bool = False
+    loss: tuple[str, ...] = ("eager",)
+    attention: tuple[str, ...] = ("flash",)
+    compile: tuple[bool, ...] = (False,)
+    offload: tuple[tuple[str, ...], ...] = ((),)
+    in_backward: bool = False
+    optimizers: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """How an engine spreads a model, and what it can store weights and cache in."""
+
+    name: str
+    source: str
+    split: tuple[str, ...]
+    weights: tuple[str, ...]
+    kv: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Never:
+    """Values of levers that exclude each other: all of ``when`` at once cannot be."""
+
+    when: Mapping[str, Any]
+    source: str
+    frameworks: frozenset[str] = frozenset()
+    methods: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """A value of a lever that changes results, what it costs, and who says so."""
+
+    lever: str
+    value: str
+    costs: str
+    source: str
+
+
+@cache
+def _data(name: str) -> dict[str, Any]:
+    return tomllib.loads(resources.files("memfit.planner").joinpath("data").joinpath(name).read_text("utf-8"))
+
+
+def _row(name: str) -> dict[str, Any]:
+    row = dict(_data("capabilities.toml")["framework"][name])
+    base = row.pop("like", None)
+    return {**(_row(base) if base else {}), **row}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Frameworks with a row."""
+    return tuple(_data("capabilities.toml")["framework"])
+
+
+@cache
+def capability(framework: str) -> Capability:
+    """What a framework can do.
+
+    Raises:
+        UnknownNameError: it has no row.
+    """
+    if framework not in names():
+        raise UnknownNameError("training framework to plan for", framework, names())
+    known = {f.name for f in fields(Capability)}
+    row = {k: _frozen(v) for k, v in _row(framework).items()}
+    assert set(row) < known, sorted(set(row) - known)
+    return Capability(name=framework, **row)
+
+
+@cache
+def engine(name: str) -> Engine:
+    """What an inference engine can do.
+
+    Raises:
+        UnknownNameError: it has no row.
+    """
+    table = _data("capabilities.toml")["engine"]
+    if name not in table:
+        raise UnknownNameError("engine to plan for", name, table)
+    return Engine(name=name, **{k: _frozen(v) for k, v in table[name].items()})
+
+
+@cache
+def nevers() -> tuple[Never, ...]:
+    """All exclusions."""
+    out = []
+    for row in _data("capabilities.toml")["never"]:
+        when = {k: v for k, v in row.items() if k not in ("source", "frameworks", "methods")}
+        out.append(
+            Never(
+                when=when,
+                source=row["source"],
+                frameworks=frozenset(row.get("frameworks", ())),
+                methods=frozenset(row.get("methods", ())),
+            )
+        )
+    return tuple(out)
+
+
+def excluded(framework: str, method: str, values: Mapping[str, Any]) -> Never | None:
+    """The exclusion that a combination of values breaks; levers that are missing from ``values`` break none."""
+    for rule in nevers():
+        if rule.frameworks and framework not in rule.frameworks:
+            continue
+        if rule.methods and method not in rule.methods:
+            continue
+        if all(name in values and _matches(values[name], wanted) for name, wanted in rule.when.items()):
+            return rule
+    return None
+
+
+def _matches(value: Any, wanted: Any) -> bool:
+    if wanted == "many":
+        return bool(value > 1)
+    if isinstance(wanted, str):
+        return wanted in value
+    return value in wanted
+
+
+def default_framework(method: str, gpus: int) -> tuple[str, str]:
+    """(framework, why) for a job that names none."""
+    for row in _data("capabilities.toml")["default"]:
+        if method in row.get("methods", (method,)) and gpus <= row.get("gpus", gpus):
+            return str(row["framework"]), str(row["why"])
+    raise AssertionError("the last default row has no conditions")
+
+
+@cache
+def qualities() -> tuple[Quality, ...]:
+    """Everything that changes results."""
+    return tuple(Quality(**row) for row in _data("quality.toml")["change"])
+
+
+def quality(lever: str, value: Any) -> Quality | None:
+    """What a value costs in quality; None for one that changes nothing."""
+    text = "true" if value is True else str(value)
+    return next((q for q in qualities() if q.lever == lever and q.value == text), None)
+
+
+def allowed(words: frozenset[str], lever: str) -> tuple[str, ...]:
+    """The values of a lever that ``--allow`` permits: all of a named lever, and those named themselves."""
+    return tuple(q.value for q in qualities() if q.lever == lever and words & {lever, q.value, "all"})
+
+
+def check_allowed(words: frozenset[str]) -> None:
+    """Check the words of ``--allow``.
+
+    Raises:
+        UnknownNameError: a word is neither a lever nor a value that changes results.
+    """
+    known = sorted({q.lever for q in qualities()} | {q.value for q in qualities() if q.value != "true"} | {"all"})
+    for word in sorted(words):
+        if word not in known:
+            raise UnknownNameError("change to allow", word[:60], known, hint=f"one of {', '.join(known)}")
+
+
+def check_framework(framework: str) -> None:
+    """Refuse a framework that has no row.
+
+    Raises:
+        MemfitError: nobody wrote down what it can do.
+    """
+    if framework not in names():
+        raise MemfitError(f"`{framework}` cannot be planned for", hint=f"one of {', '.join(names())}")

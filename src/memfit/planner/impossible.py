@@ -1,0 +1,195 @@
+"""Nothing fits: the smallest changes of the request after which something does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memfit.errors import MemfitError
+from memfit.formula.slack import need_band
+from memfit.hardware import gpus as cards
+from memfit.planner.capabilities import qualities
+from memfit.planner.planning import _SEQ_UNIT, Field, _can, field_of, longest
+from memfit.planner.request import MOST_RISK, Option, Request, options
+from memfit.planner.search import Search
+
+_MOST_GPUS = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WayOut:
+    """A change that makes the request possible.
+
+    Attributes:
+        what: the change in words.
+        flags: what to add to the command line.
+        costs: what it costs in quality, empty where nothing.
+    """
+
+    what: str
+    flags: str
+    costs: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Impossible:
+    """Why nothing fits.
+
+    Attributes:
+        reason: in one sentence.
+        need_bytes: middle of the need of the leanest candidate, None when no layout divides.
+        capacity_bytes: of one card.
+        p_oom: of that candidate.
+        option: the GPUs that it is about.
+        ways: the changes that help, the smallest first.
+    """
+
+    reason: str
+    need_bytes: int | None
+    capacity_bytes: int | None
+    p_oom: float | None
+    option: Option
+    ways: tuple[WayOut, ...]
+
+
+def explain(request: Request) -> Impossible:
+    """Why nothing fits, and what would make it fit."""
+    best: tuple[int, Field] | None = None
+    some: Field | None = None
+    for option in _some(options(request)):
+        field = field_of(request, option)
+        some = some or field
+        need = _least(field)
+        if need is not None and (best is None or need < best[0]):
+            best = (need, field)
+    assert some is not None
+    field = best[1] if best else some
+    capacity = field.space.base.capacity_bytes or 0
+    need = best[0] if best else None
+    p = need_band(need).p_above(capacity) if need is not None else None
+    if need is None:
+        reason = f"no layout divides over {field.option.gpus} GPUs with what is fixed"
+    elif need > field.limit_bytes and p is not None and p <= MOST_RISK:
+        reason = f"the leanest configuration runs out of memory with P(OOM) {p:.1%}, more than the accepted {request.risk:g}"
+    elif need > field.limit_bytes:
+        reason = "even the leanest configuration needs more than the card has"
+    else:
+        reason = "the host's memory does not hold what would have to be offloaded"
+    return Impossible(
+        reason=reason,
+        need_bytes=need,
+        capacity_bytes=capacity,
+        p_oom=p,
+        option=field.option,
+        ways=tuple(_ways(request, field, p)),
+    )
+
+
+def _some(found: list[Option]) -> list[Option]:
+    """Few of many sets of GPUs: of each card the largest number."""
+    last: dict[str, Option] = {}
+    for option in found:
+        last[option.gpu.name] = option
+    most = sorted(last.values(), key=lambda o: -o.gpus * (o.gpu.total_bytes))
+    return most[:4]
+
+
+def _least(field: Field) -> int | None:
+    """The need of the leanest candidate; None when there is none."""
+    search = Search(field.space, limit_bytes=-1)
+    search.run()
+    return search.leanest.need_bytes if search.leanest is not None else None
+
+
+def _ways(request: Request, field: Field, p: float | None) -> Iterator[WayOut]:
+    if p is not None and request.risk < p <= MOST_RISK:
+        risk = f"{min(p * 1.05, MOST_RISK):.2g}"
+        yield WayOut(what=f"accept a P(OOM) of {p:.1%}", flags=f"--risk {risk}")
+    yield from _unfixed(request, field)
+    seq = field.space.base.values["seq_len"]
+    if seq > _SEQ_UNIT and (length := longest(request, field.option, most=seq - 1)):
+        yield WayOut(what=f"sequences of {length} tokens instead of {seq}", flags=f"--seq {length}")
+    yield from _quality(request, field)
+    yield from _more(request, field)
+    yield from _larger(request, field)
+
+
+def _possible(request: Request, option: Option) -> bool:
+    try:
+        return _can(field_of(request, option))
+    except MemfitError:
+        return False
+
+
+def _unfixed(request: Request, field: Field) -> Iterator[WayOut]:
+    """Stated levers of strategy that stand in the way."""
+    strategy = request.job.strategy
+    names = ("checkpointing", "offload", "zero", "micro_batch", "tp", "pp", "cp", "loss", "grad_accum", "dp", "reshard")
+    for name in names:
+        if getattr(strategy, name) is None:
+            continue
+        job = replace(request.job, strategy=replace(strategy, **{name: None}))
+        if _possible(replace(request, job=job), field.option):
+            yield WayOut(what=f"leave {name} free instead of {_word(getattr(strategy, name))}", flags="")
+
+
+def _word(value: Any) -> str:
+    return ",".join(value) or "none" if isinstance(value, tuple) else str(value).lower()
+
+
+def _quality(request: Request, field: Field) -> Iterator[WayOut]:
+    """Changes of results, one by one."""
+    method = field.space.base.values["method"]
+    for q in qualities():
+        if q.lever in ("weights", "kv"):
+            continue
+        if q.lever == "method":
+            if method not in ("full", "lora") or method == q.value:
+                continue
+            task = replace(request.job.task, method=q.value)
+            framework = {} if request.job.strategy.framework else {"framework": None}
+            changed: Mapping[str, Any] = {
+                "job": replace(request.job, task=task, strategy=replace(request.job.strategy, **framework))
+            }
+            flags = f"--method {q.value}"
+        else:
+            if q.value in request.allow or q.lever in request.allow:
+                continue
+            changed = {"allow": request.allow | {q.value if q.value != "true" else q.lever}}
+            flags = f"--allow {q.value if q.value != 'true' else q.lever}"
+            more = field_of(replace(request, **changed), field.option).space.values
+            if more == field.space.values:  # the framework or the card has no such thing
+                continue
+        if _possible(replace(request, **changed), field.option):
+            yield WayOut(what=f"{q.lever.replace('_', ' ')} {q.value}", flags=flags, costs=q.costs)
+
+
+def _more(request: Request, field: Field) -> Iterator[WayOut]:
+    """The next number of GPUs that is enough."""
+    count = field.option.gpus
+    while count * 2 <= _MOST_GPUS:
+        count *= 2
+        if _possible(request, replace(field.option, gpus=count)):
+            yield WayOut(what=f"{count} GPUs instead of {field.option.gpus}", flags=f"--gpu {count}x{field.option.gpu.name}")
+            return
+
+
+def _larger(request: Request, field: Field) -> Iterator[WayOut]:
+    """The smallest larger card of the same vendor that is enough."""
+    own = field.option.gpu
+    if request.job.hardware.memory_gib is not None:
+        return
+    known = [c for c in cards() if c.vendor == own.vendor and c.total_bytes > own.total_bytes * 1.05 and not c.unified]
+    rented = [c for c in known if c.kind in ("datacenter", "workstation", "consumer") and c.year >= 2020]
+    known_host = field.space.cluster.host_memory_bytes  # a machine of unknown size is taken for one like today's
+    request = replace(request, host_bytes=request.host_bytes or known_host)
+    seen: set[int] = set()
+    for card in sorted(rented, key=lambda c: (c.total_bytes, -c.year, c.name)):
+        size = card.total_bytes >> 30
+        if size in seen:
+            continue
+        seen.add(size)
+        if _possible(request, replace(field.option, gpu=card)):
+            yield WayOut(what=f"{field.option.gpus} x {card.title}", flags=f"--gpu {field.option.gpus}x{card.name}")
+            return

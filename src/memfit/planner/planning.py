@@ -1,0 +1,316 @@
+"""From a request to an answer: every set of GPUs is searched, the best plans are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memfit.errors import JobErrors, MemfitError
+from memfit.formula.resolve import resolve
+from memfit.formula.slack import most_needed
+from memfit.job import Strategy
+from memfit.planner import levers
+from memfit.planner.changes import penalty
+from memfit.planner.plans import Plan, make_plan
+from memfit.planner.request import Option, Request, options
+from memfit.planner.search import Candidate, Outcome, Search
+from memfit.planner.space import Space, make_space
+
+HOST_SHARE = 0.8
+"""Share of the host's memory that pinned buffers may take: the rest is the operating system's and the data loaders'."""
+_LONGEST = 1 << 20
+_SEQ_UNIT = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One set of GPUs and its space."""
+
+    option: Option
+    space: Space
+    limit_bytes: int
+    host_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was searched and what came of it.
+
+    Attributes:
+        request: the question.
+        plans: best first, as many as asked for.
+        fields: every set of GPUs with its space, the searched ones.
+        outcomes: what each search found, beside ``fields``; None for one that could not beat the others.
+        best: index of the best plan's field.
+        seq_len: the length that was found, for the objective ``seq``.
+    """
+
+    request: Request
+    plans: tuple[Plan, ...]
+    fields: tuple[Field, ...]
+    outcomes: tuple[Outcome | None, ...]
+    best: int
+    seq_len: int | None = None
+
+    @property
+    def field(self) -> Field:
+        """Where the best plan was found."""
+        return self.fields[self.best]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The search that found the best plan."""
+        found = self.outcomes[self.best]
+        assert found is not None
+        return found
+
+    @property
+    def considered(self) -> int:
+        """Candidates in all spaces."""
+        return sum(o.considered for o in self.outcomes if o is not None)
+
+    @property
+    def evaluated(self) -> int:
+        """Candidates whose time or memory was computed."""
+        return sum(o.evaluated for o in self.outcomes if o is not None)
+
+
+def free_fields(request: Request) -> frozenset[str]:
+    """Fields of the job that are today's and not fixed; none without a job of today."""
+    if request.today is None:
+        return frozenset()
+    today, fixed = request.today.strategy, request.job.strategy
+    names = Strategy.__dataclass_fields__
+    kept = {n for n in names if getattr(fixed, n) is not None and getattr(fixed, n) != getattr(today, n)}
+    return frozenset(names) - kept - {"framework", "framework_version", "weights"}
+
+
+def field_of(request: Request, option: Option, seq_len: int | None = None) -> Field:
+    """The space of one set of GPUs, with its limits."""
+    space = make_space(
+        request.job,
+        option.gpu,
+        option.gpus,
+        allow=request.allow,
+        free=free_fields(request),
+        seq_len=seq_len,
+        open_batch=request.objective == "batch",
+    )
+    capacity = space.base.capacity_bytes
+    assert capacity is not None, "the card is known"
+    host = request.host_bytes or space.cluster.host_memory_bytes
+    share = None if host is None else int(host * HOST_SHARE) // space.cluster.gpus_per_node
+    return Field(option=option, space=space, limit_bytes=most_needed(capacity, request.risk), host_bytes=share)
+
+
+def fields_of(request: Request, seq_len: int | None = None) -> Iterator[Field]:
+    """Every set of GPUs with its space."""
+    for option in options(request):
+        yield field_of(request, option, seq_len)
+
+
+def find(request: Request) -> Found | None:
+    """The best plans; None when nothing fits.
+
+    Raises:
+        MemfitError: the request makes no sense, or the job contradicts itself.
+    """
+    request.check()
+    if request.objective == "gpus":
+        return _fewest(request)
+    if request.objective == "seq":
+        return _longest(request)
+    return _best_of(request, list(fields_of(request)))
+
+
+def _best_of(request: Request, fields: Sequence[Field], seq_len: int | None = None) -> Found | None:
+    """Search all fields, those that promise most first, and drop those that cannot win."""
+    order = sorted(range(len(fields)), key=lambda i: _promise(request, fields[i]))
+    outcomes: list[Outcome | None] = [None] * len(fields)
+    ranked: list[tuple[tuple[float, ...], int, Candidate]] = []
+    for index in order:
+        field = fields[index]
+        weigh = _weight(request, field.option)
+        bar = ranked[request.top - 1][0][1] / weigh if len(ranked) >= request.top else float("inf")
+        several = len(fields) > 1
+        if several and _least_seconds(field) >= bar:
+            continue
+        outcome = search(request, field, bar=bar if _by_time(request) else float("inf"))
+        outcomes[index] = outcome
+        ranked += [((c.penalty, c.seconds * weigh), index, c) for c in outcome.best]
+        ranked = sorted(ranked, key=lambda r: (r[0], r[2].order, r[1]))[: request.top]
+    if not ranked:
+        return None
+    plans = tuple(make_plan(request, fields[i].space, fields[i].option, c) for _, i, c in ranked)
+    return Found(
+        request=request,
+        plans=plans,
+        fields=tuple(fields),
+        outcomes=tuple(outcomes),
+        best=ranked[0][1],
+        seq_len=seq_len,
+    )
+
+
+def search(request: Request, field: Field, *, bar: float = float("inf"), keep: int | None = None) -> Outcome:
+    """Search one field for the request's objective."""
+    return Search(
+        field.space,
+        limit_bytes=field.limit_bytes,
+        host_bytes=field.host_bytes,
+        keep=keep or request.top,
+        bar=bar,
+        calibration=request.calibration,
+        **_penalty(request),
+    ).run()
+
+
+def _penalty(request: Request) -> dict[str, Any]:
+    if request.objective == "changes":
+        assert request.today is not None
+        return {"penalty": penalty(today_values(request))}
+    if request.objective == "batch":
+        return {"penalty": _sequences}
+    return {}
+
+
+def _sequences(_: Mapping[str, Any], columns: Mapping[str, Any]) -> Any:
+    return -(columns["micro_batch"] * columns["dp"]).astype(float)
+
+
+def today_values(request: Request) -> Mapping[str, Any]:
+    """The completed values of today's job."""
+    assert request.today is not None
+    return resolve(request.today).values
+
+
+def _by_time(request: Request) -> bool:
+    return request.objective not in ("changes", "batch")
+
+
+def _weight(request: Request, option: Option) -> float:
+    """What seconds of a step are multiplied with to be compared between sets of GPUs."""
+    if request.objective == "cost":
+        return option.usd_per_hour or float("inf")
+    return float(option.gpus) if request.objective == "throughput" else 1.0
+
+
+def _promise(request: Request, field: Field) -> float:
+    return _least_seconds(field) * _weight(request, field.option)
+
+
+def _least_seconds(field: Field) -> float:
+    """No step is shorter: two passes over the matrix products at the card's peak in the types that may be used."""
+    base, option = field.space.base, field.option
+    arch = base.arch
+    parameters = max(arch.active_params - sum(t.numel for t in arch.embeddings), 1)
+    batch = field.space.global_batch or 1
+    flops = 4 * parameters * batch * base.values["seq_len"]
+    low = any(p in ("fp8", "mxfp8", "nvfp4") for p in field.space.values["precision"])
+    peaks = [rate for dtype, rate in option.gpu.flops.items() if low or dtype in ("bf16", "fp16", "tf32", "fp32")]
+    return float(flops / (option.gpus * max(peaks or option.gpu.flops.values())))
+
+
+def _fewest(request: Request) -> Found | None:
+    """The fewest GPUs on which anything fits, then the fastest plan there."""
+    tried: list[Field] = []
+    misses = 0
+    for field in fields_of(request):
+        if tried and field.option.gpus > tried[0].option.gpus:
+            break
+        if _can(field):
+            tried.append(field)
+        else:
+            misses += 1
+    if not tried:
+        return None
+    first = tried[0].option.gpus
+    if first > 16:  # between the counts that were tried, whole nodes may do
+        tried = _refine(request, tried, first)
+    return _best_of(request, tried)
+
+
+def _refine(request: Request, tried: list[Field], first: int) -> list[Field]:
+    node = tried[0].space.cluster.gpus_per_node
+    below = first * 2 // 3
+    for count in range(below + node - below % node, first, node):
+        again = [field_of(request, replace(f.option, gpus=count)) for f in tried]
+        able = [f for f in again if _can(f)]
+        if able:
+            return able
+    return tried
+
+
+def _can(field: Field) -> bool:
+    return Search(field.space, limit_bytes=field.limit_bytes, host_bytes=field.host_bytes).fits_at_all()
+
+
+def longest(request: Request, option: Option, most: int = _LONGEST) -> int:
+    """The longest sequence, in whole units of 1024 tokens, that fits on one set of GPUs; 0 when none does."""
+
+    def can(units: int) -> bool:
+        try:
+            return _can(field_of(request, option, units * _SEQ_UNIT))
+        except JobErrors:
+            return False
+
+    low, high = 0, 1
+    while high * _SEQ_UNIT <= most and can(high):
+        low, high = high, high * 2
+    high = min(high, most // _SEQ_UNIT + 1)
+    while high - low > max(1, low // 32):  # to 3 %: lengths are round numbers
+        middle = (low + high) // 2
+        low, high = (middle, high) if can(middle) else (low, middle)
+    return low * _SEQ_UNIT
+
+
+def _longest(request: Request) -> Found | None:
+    best: tuple[int, list[Option]] = (0, [])
+    for option in options(request):
+        found = longest(request, option)
+        if found > best[0]:
+            best = (found, [option])
+        elif found == best[0]:
+            best[1].append(option)
+    length, able = best
+    if not length:
+        return None
+    return _best_of(request, [field_of(request, option, length) for option in able], length)
+
+
+def explain_values(found: Found, lever: str) -> list[tuple[Any, Candidate | None]]:
+    """The best candidate with each value of a lever, everything else searched again.
+
+    Args:
+        found: the answer whose best plan is explained.
+        lever: a field name or one of ``levers.GROUPS``.
+
+    Raises:
+        MemfitError: there is no such lever.
+    """
+    field = found.field
+    name = levers.GROUPS[lever][0] if lever in levers.GROUPS else lever
+    if name not in levers.ALL:
+        raise MemfitError(f"`{lever[:60]}` is no lever", hint=f"one of {', '.join(levers.GROUPS)}")
+    out: list[tuple[Any, Candidate | None]] = []
+    for value in _values(field.space, name):
+        space = _fix(field.space, name, value)
+        outcome = search(found.request, replace(field, space=space), keep=1)
+        out.append((value, outcome.best[0] if outcome.best else None))
+    return out
+
+
+def _values(space: Space, name: str) -> list[Any]:
+    if name in space.values:
+        return list(space.values[name])
+    if name in levers.STRUCTURAL:
+        return sorted({layout.static[name] for layout in space.layouts}, key=str if name == "pp_schedule" else None)
+    return sorted({int(n) for layout in space.layouts for n in layout.columns[name]})
+
+
+def _fix(space: Space, name: str, value: Any) -> Space:
+    """The space with one lever fixed."""
+    fixed = {**space.fixed, name: value}
+    values = {**space.values, name: (value,)} if name in space.values else space.values
+    return replace(space, fixed=fixed, values=values)

@@ -1,0 +1,205 @@
+"""What is asked of the planner, and which sets of GPUs it may use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from memfit.errors import JobError, MemfitError, UnknownNameError
+from memfit.hardware import Gpu, Price, gpus, lookup_gpu, nodes, prices
+from memfit.hardware import price as price_of
+from memfit.job import Job
+from memfit.planner.capabilities import check_allowed
+
+Objective = Literal["time", "throughput", "cost", "gpus", "seq", "batch", "changes"]
+
+OBJECTIVES: Mapping[str, str] = {
+    "time": "shortest optimizer step",
+    "throughput": "most tokens per second and GPU",
+    "cost": "fewest dollars per token",
+    "gpus": "fewest GPUs",
+    "seq": "longest sequence that fits",
+    "batch": "most sequences at once",
+    "changes": "fewest changes from today's job",
+}
+
+MOST_RISK = 0.1
+"""Plans that run out of memory more often than this are no plans."""
+MOST_GPUS = 1 << 16
+_MOST_SEARCHED = 1024
+"""GPUs up to which a number is looked for when nothing else bounds it."""
+_PROVIDERS = {"aws": "AWS", "azure": "Azure", "gcp": "Google", "oci": "Oracle"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One question.
+
+    Attributes:
+        job: what is fixed; its hardware may name a card, ``any``, or none.
+        today: the job that runs now, whose strategy is not fixed; None without one.
+        objective: what is best.
+        allow: levers or values that may change results.
+        risk: largest accepted probability of running out of memory.
+        top: number of plans.
+        budget: dollars an hour for all GPUs, None for no limit.
+        within: providers; empty for all.
+        prices: card name -> dollars per GPU-hour that the user pays; the key "" is for whatever card is used.
+        spot: use interruptible prices where they are known.
+        tokens: length of the whole run, for its cost; None when not asked.
+        host_bytes: memory of one host; None takes the machine shape's, where it is known.
+        calibration: constants of the time model.
+    """
+
+    job: Job
+    today: Job | None = None
+    objective: Objective = "time"
+    allow: frozenset[str] = frozenset()
+    risk: float = 0.01
+    top: int = 3
+    budget: float | None = None
+    within: tuple[str, ...] = ()
+    prices: Mapping[str, float] = field(default_factory=dict)
+    spot: bool = False
+    tokens: int | None = None
+    host_bytes: int | None = None
+    calibration: Any = None
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            MemfitError: a number out of bounds, an unknown word.
+        """
+        if not 0 < self.risk <= MOST_RISK:
+            raise JobError(
+                "risk", "must be a probability of running out of memory", value=self.risk,
+                bound=f"above 0, at most {MOST_RISK:g}", hint="1% is the default; 0.1% is careful",
+            )  # fmt: skip
+        if not 1 <= self.top <= 20:
+            raise JobError("top", "must be a number of plans", value=self.top, bound="1 to 20")
+        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
+            raise JobError("budget", "must be dollars an hour for all GPUs", value=self.budget, bound="above 0")
+        if self.objective not in OBJECTIVES:
+            raise UnknownNameError("objective", str(self.objective)[:60], OBJECTIVES)
+        if self.objective == "changes" and self.today is None:
+            raise MemfitError("fewest changes from what? today's job is not given", hint="--from job.toml")
+        check_allowed(self.allow)
+        known = sorted({p.provider.lower() for p in prices()} | set(_PROVIDERS))
+        for word in self.within:
+            if word not in known:
+                raise UnknownNameError("provider", word[:60], known, hint=f"one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One set of GPUs: the card, how many, what one costs an hour."""
+
+    gpu: Gpu
+    gpus: int
+    price: Price | None
+    spot: bool = False
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """Of all GPUs."""
+        if self.price is None:
+            return None
+        spot = self.price.spot_usd_per_hour if self.spot else None
+        return self.gpus * (self.price.usd_per_hour if spot is None else spot)
+
+    @property
+    def is_spot(self) -> bool:
+        """Whether the figure is the interruptible price."""
+        return self.spot and self.price is not None and self.price.spot_usd_per_hour is not None
+
+
+def options(request: Request) -> list[Option]:
+    """Every set of GPUs that may be used, fewest GPUs first.
+
+    Raises:
+        UnknownNameError: the card does not exist.
+        MemfitError: nothing bounds the search, or no price is known where one is needed.
+    """
+    hardware = request.job.hardware
+    free = hardware.gpu is not None and hardware.gpu.strip().lower() == "any"
+    if free and hardware.gpus is None and request.budget is None and request.objective != "gpus":
+        raise MemfitError(
+            "any card in any number has no best one", hint="bound it: --budget 20/h, --gpus 8, or --objective gpus"
+        )
+    cards = list(_cards(request)) if free else [_card(request)]
+    needs_price = request.budget is not None or request.objective == "cost"
+    found = []
+    for card in cards:
+        price = _price(request, card)
+        if needs_price and price is None:
+            continue
+        for count in _counts(request, free):
+            option = Option(gpu=card, gpus=count, price=price, spot=request.spot)
+            if request.budget is not None and (option.usd_per_hour or 0.0) > request.budget:
+                continue
+            found.append(option)
+    if not found:
+        raise MemfitError(_no_option(request, cards, needs_price), hint="--price h100=2.5 states what you pay")
+    return sorted(found, key=lambda o: (o.gpus, o.gpu.name))
+
+
+def _no_option(request: Request, cards: list[Gpu], needs_price: bool) -> str:
+    priced = [c for c in cards if _price(request, c) is not None]
+    if needs_price and not priced:
+        names = f" at {', '.join(request.within)}" if request.within else ""
+        what = cards[0].name if len(cards) == 1 else "any of these cards"
+        return f"the price snapshot has none for {what}{names}"
+    return f"no card costs as little as {request.budget:g} dollars an hour"
+
+
+def _card(request: Request) -> Gpu:
+    name = request.job.hardware.gpu
+    if name is None:
+        hint = "for example --gpu 8xh100, or --gpu any --budget 20/h"
+        raise JobError("hardware.gpu", "a plan is made for a card, and none is named", hint=hint)
+    return lookup_gpu(name)[0]
+
+
+def _cards(request: Request) -> Iterator[Gpu]:
+    """Cards that somebody rents out: those with a price, and those of known machine shapes."""
+    wanted = {p.gpu for p in prices() if not request.within or p.provider.lower() in request.within}
+    titles = [_PROVIDERS[w] for w in request.within if w in _PROVIDERS]
+    wanted |= {n.gpu for n in nodes() if not request.within or any(n.title.startswith(t) for t in titles)}
+    wanted |= {lookup_gpu(name)[0].name for name in request.prices if name}
+    for card in gpus():
+        if card.name in wanted and card.vendor in ("nvidia", "amd") and card.kind != "embedded":
+            yield card
+
+
+def _price(request: Request, card: Gpu) -> Price | None:
+    given = {lookup_gpu(name)[0].name if name else "": value for name, value in request.prices.items()}
+    own = given.get(card.name, given.get(""))
+    if own is not None or not request.within:
+        return price_of(card, own)
+    rows = [p for p in prices() if p.gpu == card.name and p.provider.lower() in request.within]
+    return min(rows, key=lambda p: p.usd_per_hour, default=None)
+
+
+def _counts(request: Request, free: bool) -> list[int]:
+    stated = request.job.hardware.gpus
+    if request.objective == "gpus":
+        most = stated or _MOST_SEARCHED
+        return [n for n in _steps(most) if n <= most]
+    if stated is not None:
+        return [stated]
+    if request.budget is not None or free:
+        return _steps(_MOST_SEARCHED)
+    return [1]
+
+
+def _steps(most: int) -> list[int]:
+    """1, 2, 4, 8, then whole nodes: 16, 24, 32, 48, 64, 96 ..."""
+    out = [n for n in (1, 2, 4, 8) if n <= most]
+    size = 16
+    while size <= most:
+        out += [n for n in (size, size * 3 // 2) if n <= most]
+        size *= 2
+    return out if most in out else sorted([*out, most])

@@ -1,0 +1,402 @@
+"""Everything that may be searched for one model on one set of GPUs: values of each lever, and layouts as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from math import gcd, prod
+from typing import TYPE_CHECKING, Any
+
+from memfit.errors import JobErrors
+from memfit.formula.arrays import LARGEST
+from memfit.formula.resolve import Resolved, resolve
+from memfit.hardware import Cluster, Gpu, make_cluster
+from memfit.job import Job, Strategy
+from memfit.job.checks import faults
+from memfit.models.architecture import Architecture, Mlp, Moe
+from memfit.planner import levers
+from memfit.planner.capabilities import Capability, capability, check_framework, default_framework, excluded
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+_SIZES = ("micro_batch", "grad_accum", "dp", "dp_shard", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp")
+_MOST_VIRTUAL = 8
+_LEAST_TOKENS = 256
+"""Context parallelism leaves each rank at least so many tokens: below, a rank's attention is shorter than its exchange."""
+_MOST_MICRO = 512
+_TUNING_SEQUENCES = 64
+_TUNING_GPUS = 16
+_PRETRAINING_TOKENS = 1 << 22
+"""Llama 2 trained with 4M tokens a step, GPT-3 with 3.2M, Llama 3 with 4M to 16M (their reports)."""
+_SOME_SIZES = sorted({n for k in range(10) for n in (2**k, 3 * 2**k, 5 * 2**k, 7 * 2**k) if n <= _MOST_MICRO})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Layouts that share their pipeline: ``static`` fields, and columns of the numbers."""
+
+    static: Mapping[str, Any]
+    columns: Mapping[str, Ints]
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return len(self.columns["tp"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What may be chosen for one job on one set of GPUs.
+
+    Attributes:
+        base: the job resolved without its sizes; ``values`` hold what is not searched.
+        fixed: field name -> value that the user stated.
+        cap: what the framework can do.
+        cluster: the GPUs.
+        global_batch: sequences per step; None when micro-batch and accumulation are stated instead, or ``open_batch``.
+        open_batch: the batch is what is looked for: any micro-batch, accumulated as stated or not at all.
+        values: lever -> values, fast ones first.
+        notes: what was assumed to make the question complete.
+    """
+
+    base: Resolved
+    fixed: Mapping[str, Any]
+    cap: Capability
+    cluster: Cluster
+    global_batch: int | None
+    values: Mapping[str, tuple[Any, ...]]
+    open_batch: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def gpus(self) -> int:
+        """GPUs in all."""
+        return self.cluster.num_gpus
+
+    @cached_property
+    def layouts(self) -> tuple[Layout, ...]:
+        """All layouts that divide, by pipeline and by whether dp_shard is free (``static["spread"]``)."""
+        return tuple(_layouts(self))
+
+    def roots(self) -> Iterator[tuple[dict[str, Any], Layout]]:
+        """(values of the branched levers, layouts) of each branch of the search, contradictions left out."""
+        names = levers.BRANCHED
+        for layout in self.layouts:
+            for combination in product(*(self.values[n] for n in names)):
+                chosen = dict(zip(names, combination, strict=True))
+                spread = chosen["zero"] in self.cap.hsdp
+                if spread != layout.static["spread"] or (chosen["zero"] == 0 and spread):
+                    continue
+                if self.forbidden({**_pipeline(layout.static), **chosen}):
+                    continue
+                yield chosen, layout
+
+    def forbidden(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether the values chosen so far break an exclusion of the framework."""
+        named = {("in_backward" if k == "optimizer_in_backward" else k): v for k, v in chosen.items()}
+        return excluded(self.cap.name, self.base.values["method"], named) is not None
+
+    @cached_property
+    def size(self) -> int:
+        """Candidates in all: every combination of values and layouts that is not excluded."""
+        total = 0
+        for chosen, layout in self.roots():
+            total += layout.count * self.combinations({**_pipeline(layout.static), **chosen})
+        return total
+
+    def combinations(self, chosen: Mapping[str, Any]) -> int:
+        """Combinations of the bounded levers that go with the values chosen."""
+        return sum(1 for _ in self.leaves(chosen))
+
+    def leaves(self, chosen: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Those combinations."""
+        names = levers.BOUNDED
+        for combination in product(*(self.options(n, chosen) for n in names)):
+            more = dict(zip(names, combination, strict=True))
+            if not self.forbidden({**chosen, **more}):
+                yield more
+
+    def options(self, lever: str, chosen: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Values of a lever beside those chosen; one without an effect there has a single value."""
+        if lever == "reshard" and chosen["zero"] < 3 and "reshard" not in self.fixed:
+            return (True,)
+        values = self.values[lever]
+        if lever == "checkpointing" and chosen["pp"] > 1 and len(values) > 1:
+            # every n-th layer of each chunk of the model: other steps would burden the stages unequally
+            chunk = self.base.arch.num_layers // (chosen["pp"] * chosen["virtual_pp"])
+            return tuple(v for v in values if isinstance(v, str) or chunk % v == 0)
+        return values
+
+
+def _pipeline(static: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: static[name] for name in levers.STRUCTURAL}
+
+
+def make_space(
+    job: Job,
+    gpu: Gpu,
+    gpus: int,
+    *,
+    allow: frozenset[str],
+    free: frozenset[str] = frozenset(),
+    seq_len: int | None = None,
+    open_batch: bool = False,
+) -> Space:
+    """The space of a job.
+
+    Args:
+        job: what the user stated.
+        gpu: the card.
+        gpus: number of GPUs.
+        allow: changes of results that the user permits.
+        free: fields of the job that are not fixed although they are stated.
+        seq_len: replaces the stated length.
+        open_batch: the batch is looked for, unless it is stated.
+
+    Raises:
+        JobErrors: the stated fields contradict each other.
+        MemfitError: the framework cannot be planned for.
+    """
+    stated = {
+        name: value
+        for part in (job.task, job.strategy)
+        for name in part.__dataclass_fields__
+        if (value := getattr(part, name)) is not None and name not in free
+    }
+    if seq_len is not None:
+        stated["seq_len"] = seq_len
+    errors = faults({**stated, "gpus": gpus, "kind": "train"})
+    if errors:
+        raise JobErrors(errors)
+    notes = []
+    framework = stated.get("framework")
+    if framework is None:
+        method = stated.get("method") or ("lora" if "lora" in stated else "full")
+        framework, why = default_framework(method, gpus)
+        notes.append(f"framework {framework}: none was stated; {why}")
+    check_framework(framework)
+    bare = {n: None for n in job.strategy.__dataclass_fields__ if n in _SIZES or n in free}
+    strategy = replace(job.strategy, **{**bare, "framework": framework})
+    task = replace(job.task, kind="train", seq_len=stated.get("seq_len"), global_batch=None)
+    hardware = replace(job.hardware, gpu=gpu.name, gpus=gpus, gpus_per_node=None)
+    resolved = resolve(replace(job, task=task, strategy=strategy, hardware=hardware))
+    cluster = make_cluster(gpu, gpus, gpus_per_node=job.hardware.gpus_per_node)
+    cap = capability(framework)
+    values: dict[str, Any] = {**resolved.values, "gpus_per_node": cluster.gpus_per_node, "gpus": gpus}
+    micro, accum = stated.get("micro_batch"), stated.get("grad_accum")
+    batch = stated.get("global_batch")
+    open_batch = open_batch and batch is None and not micro
+    if batch is None and not (micro and accum) and not open_batch:
+        batch, why = _default_batch(values, gpus, micro or 1)
+        notes.append(f"global batch {batch} sequences: none was stated (--global-batch); {why}")
+    base = replace(resolved, values=values)
+    known = {**values, "num_layers": resolved.arch.num_layers}
+    flops = gpu.flops
+    has = {
+        "has_bf16": "bf16" in flops,
+        "has_fp8": "fp8" in flops,
+        "has_fp4": bool({"nvfp4", "mxfp4", "fp4"} & set(flops)),
+    }
+    searched: dict[str, tuple[Any, ...]] = {}
+    for lever in (*levers.BRANCHED, *levers.BOUNDED):
+        own = levers.values_of(lever, cap, known, allow, **has)
+        if lever in free and known[lever] not in own:
+            own = (*own, known[lever])
+        if lever in stated:
+            if stated[lever] not in own and lever not in ("precision", "optimizer"):
+                notes.append(f"{lever} {stated[lever]} was stated, though {framework} is not known to offer it")
+            own = (stated[lever],)
+        searched[lever] = own
+    for axis in ("tp", "pp", "cp", "ep"):
+        if stated.get(axis, 1) > 1 and not getattr(cap, axis):
+            notes.append(f"{axis} {stated[axis]} was stated, though {framework} is not known to offer it")
+    return Space(
+        base=base,
+        fixed=stated,
+        cap=cap,
+        cluster=cluster,
+        global_batch=batch,
+        values=searched,
+        open_batch=open_batch,
+        notes=tuple(notes),
+    )
+
+
+def _default_batch(values: Mapping[str, Any], gpus: int, micro: int) -> tuple[int, str]:
+    """(sequences of a step when nobody says, why): a power of two, at least one sequence for each GPU."""
+    seq = values["seq_len"]
+    batch, why = _TUNING_SEQUENCES, f"{_TUNING_SEQUENCES} are usual for fine-tuning"
+    if values["method"] == "full" and gpus > _TUNING_GPUS:
+        batch, why = max(_PRETRAINING_TOKENS // seq, 1), "about 4M tokens are usual for pre-training"
+    batch = 1 << (batch.bit_length() - 1)
+    while batch < gpus * micro:
+        batch *= 2
+    return batch, why
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors in rising order."""
+    return [n for n in range(1, number + 1) if number % n == 0] if number < 4096 else _big_divisors(number)
+
+
+def _big_divisors(number: int) -> list[int]:
+    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def _widths(arch: Architecture) -> list[int]:
+    """Numbers that tensor parallelism must divide: heads, and the widths of the feed-forward layers."""
+    found = []
+    for block in arch.decoder.blocks:
+        if block.attention:
+            found.append(block.attention.num_heads)
+        if block.recurrent and block.recurrent.num_heads:
+            found.append(block.recurrent.num_heads)
+        if isinstance(block.ffn, Mlp):
+            found.append(block.ffn.intermediate)
+        elif isinstance(block.ffn, Moe):
+            found.append(block.ffn.intermediate)
+    return found
+
+
+def _tensor_ways(space: Space) -> list[int]:
+    arch, cluster = space.base.arch, space.cluster
+    if not space.cap.tp:
+        return [1]
+    room = gcd(cluster.num_gpus, cluster.gpus_per_node)
+    widths = _widths(arch)
+    keys = [b.attention.num_kv_heads for b in arch.decoder.blocks if b.attention and b.attention.kind != "mla"]
+    return [
+        t
+        for t in divisors(room)
+        if all(w % t == 0 for w in widths) and all(k % t == 0 or t % k == 0 for k in keys)
+    ]
+
+
+def _context_ways(space: Space) -> list[int]:
+    seq = space.base.values["seq_len"]
+    if not space.cap.cp:
+        return [1]
+    heads = [b.attention.num_heads for b in space.base.arch.decoder.blocks if b.attention]
+    if not heads:
+        return [1]
+    ways = [c for c in divisors(space.gpus) if c == 1 or (seq % (2 * c) == 0 and seq // c >= _LEAST_TOKENS)]
+    return [c for c in ways if not space.cap.cp_heads or all(h % c == 0 for h in heads)]
+
+
+def _expert_ways(space: Space) -> list[int]:
+    experts = [b.ffn.num_experts for b in space.base.arch.decoder.blocks if isinstance(b.ffn, Moe)]
+    if not experts or not space.cap.ep:
+        return [1]
+    return [e for e in divisors(experts[0]) if e <= space.gpus and all(n % e == 0 for n in experts)]
+
+
+def _pipelines(space: Space) -> Iterator[tuple[int, str, int]]:
+    """(pp, schedule, virtual_pp)."""
+    layers, fixed, cap = space.base.arch.num_layers, space.fixed, space.cap
+    ways = [p for p in divisors(space.gpus) if p <= layers] if cap.pp else [1]
+    if "pp" in fixed:
+        ways = [fixed["pp"]]
+    for pp in ways:
+        if pp == 1:
+            yield 1, "1f1b", 1
+            continue
+        if not cap.uneven and layers % pp and "pp" not in fixed:
+            continue
+        schedules = (fixed["pp_schedule"],) if "pp_schedule" in fixed else cap.schedules
+        for schedule in schedules:
+            if schedule != "interleaved":
+                if fixed.get("virtual_pp", 1) == 1:
+                    yield pp, schedule, 1
+                continue
+            most = min(layers // pp, _MOST_VIRTUAL)
+            chunks = [fixed["virtual_pp"]] if "virtual_pp" in fixed else range(2, most + 1)
+            for v in chunks:
+                whole = layers % (pp * v) == 0
+                if whole or "virtual_pp" in fixed or (cap.uneven and pp * v <= layers and (layers + 2) % (pp * v) == 0):
+                    yield pp, schedule, v
+
+
+def _layouts(space: Space) -> Iterator[Layout]:
+    tps, cps, eps = _tensor_ways(space), _context_ways(space), _expert_ways(space)
+    fixed = space.fixed
+    tps, cps, eps = ([fixed[n]] if n in fixed else ways for n, ways in (("tp", tps), ("cp", cps), ("ep", eps)))
+    spreads = sorted({z in space.cap.hsdp for z in space.values["zero"]})
+    for pp, schedule, virtual in _pipelines(space):
+        meshes = []
+        for tp, cp in product(tps, cps):
+            ways = tp * cp * pp
+            if space.gpus % ways == 0 and fixed.get("dp", space.gpus // ways) == space.gpus // ways:
+                dp = space.gpus // ways
+                meshes += [(tp, cp, ep, dp) for ep in eps if (dp * cp * tp) % ep == 0]
+        for spread in spreads:
+            rows = [
+                (tp, cp, ep, dp, shard, micro, accum)
+                for tp, cp, ep, dp in meshes
+                for micro, accum in _batches(space, dp, pp, schedule)
+                for shard in _shards(space, dp, spread=spread)
+            ]
+            if rows:
+                yield _layout({"pp": pp, "pp_schedule": schedule, "virtual_pp": virtual, "spread": spread}, rows)
+
+
+def _layout(static: Mapping[str, Any], rows: list[tuple[int, ...]]) -> Layout:
+    import numpy as np
+
+    table = np.array(rows, dtype=np.int64)
+    names = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
+    return Layout(static=static, columns={name: table[:, i].copy() for i, name in enumerate(names)})
+
+
+def _batches(space: Space, dp: int, pp: int, schedule: str) -> Iterator[tuple[int, int]]:
+    """(micro-batch, accumulation) that make the global batch."""
+    fixed = space.fixed
+    micro, accum = fixed.get("micro_batch"), fixed.get("grad_accum")
+    most = min(_MOST_MICRO, max(1, LARGEST // space.base.values["seq_len"] ** 2))
+    if space.open_batch:
+        steps = int(accum or (pp if schedule == "interleaved" else 1))
+        yield from ((size, steps) for size in _SOME_SIZES if size <= most)
+        return
+    if space.global_batch is None:
+        yield int(micro or 1), int(accum or 1)
+        return
+    if space.global_batch % dp:
+        return
+    each = space.global_batch // dp
+    for size in divisors(each):
+        if size > most and micro is None:
+            break
+        steps = each // size
+        if (micro and size != micro) or (accum and steps != accum):
+            continue
+        if schedule == "interleaved" and space.cap.pp_accum and steps % pp:
+            continue
+        if schedule == "dualpipe" and steps < 2 * pp:
+            continue
+        yield size, steps
+
+
+def _shards(space: Space, dp: int, *, spread: bool) -> list[int]:
+    """Data-parallel ranks that one sharded copy may span."""
+    if "dp_shard" in space.fixed:
+        return [int(space.fixed["dp_shard"])] if dp % space.fixed["dp_shard"] == 0 else []
+    if not spread or dp == 1:
+        return [dp]
+    return divisors(dp)[1:]
+
+
+def strategy_of(values: Mapping[str, Any]) -> Strategy:
+    """The strategy of a plan: what has an effect, written out."""
+    names = [n for n in Strategy.__dataclass_fields__ if values.get(n) is not None]
+    return Strategy(**{n: values[n] for n in names})
+
+
+def count_gpus(values: Mapping[str, Any]) -> int:
+    """GPUs of the degrees."""
+    return prod(int(values[n]) for n in ("dp", "tp", "pp", "cp"))
