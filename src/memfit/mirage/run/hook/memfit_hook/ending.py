@@ -134,7 +134,7 @@ def _error(torch: Any) -> dict[str, Any] | None:
     if not _ERROR:
         return None
     error = _ERROR[-1]
-    frames = traceback.extract_tb(error.__traceback__)[-MAX_FRAMES:]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/memfit_hook/" not in f.filename][-MAX_FRAMES:]
     return {
         "type": type(error).__name__,
         "text": str(error)[:4000],
