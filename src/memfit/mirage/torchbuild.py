@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from memfit.errors import MemfitError, MissingError
 _TIMEOUT_S = 60.0
 # Runs in the user's interpreter: finds packages, executes none of them.
 _PROBE = """
-import ast, importlib.util, json, pathlib, site, sys
+import ast, importlib.metadata, importlib.util, json, pathlib, sys
 def folder(name):
     try:
         spec = importlib.util.find_spec(name)
@@ -30,10 +31,14 @@ if torch:
                 version[target.id] = node.value.value
     except (OSError, SyntaxError):
         pass
+try:
+    requires = importlib.metadata.requires("torch") if torch else None
+except importlib.metadata.PackageNotFoundError:
+    requires = None
 print(json.dumps({
     "torch": torch, "version": version.get("__version__"), "cuda": version.get("cuda"), "hip": version.get("hip"),
     "nvidia": folder("nvidia"), "triton": folder("triton"), "bitsandbytes": folder("bitsandbytes"),
-    "python": list(sys.version_info[:3]), "bits": sys.maxsize.bit_length() + 1,
+    "requires": requires or [],
 }))
 """
 
@@ -50,6 +55,7 @@ class TorchBuild:
         vendor_folder: where pip puts NVIDIA's own libraries, None when there are none.
         extensions: shared libraries of other packages that need CUDA (bitsandbytes).
         triton: folder of the triton package, None when there is none.
+        cudnn, nccl: the releases that it expects, as those libraries number themselves (92000, 22907).
     """
 
     python: Path
@@ -59,6 +65,8 @@ class TorchBuild:
     vendor_folder: Path | None = None
     extensions: tuple[Path, ...] = ()
     triton: Path | None = None
+    cudnn: int = 91000
+    nccl: int = 22700
 
     @property
     def libraries(self) -> tuple[Path, ...]:
@@ -103,4 +111,16 @@ def inspect_python(python: Path) -> TorchBuild:
         vendor_folder=Path(found["nvidia"]) if found["nvidia"] else None,
         extensions=tuple(path for path in bitsandbytes if f"_cuda{major}" in path.name),
         triton=Path(found["triton"]) if found["triton"] else None,
+        **_components(found["requires"]),
     )
+
+
+def _components(requires: list[str]) -> dict[str, int]:
+    """The cuDNN and NCCL releases that the wheel's metadata pins, as one number each; empty when it pins none."""
+    found = {}
+    for line in requires:
+        pin = re.match(r"nvidia-(cudnn|nccl)-cu\d+\s*\(?==\s*(\d+)\.(\d+)\.(\d+)", line)
+        if pin:
+            major, minor, patch = (int(part) for part in pin.groups()[1:])
+            found[pin[1]] = 10_000 * major + 100 * minor + patch
+    return found
