@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -155,6 +156,8 @@ def _run(
     options: RunOptions, card: Mapping[str, str], base: Mapping[str, str], echo: Callable[[bytes], None] | None
 ) -> _Run:
     with _folder() as folder:
+        if options.fake_weights:
+            (folder / "catalog.json").write_text(json.dumps(_catalog()), encoding="utf-8")
         ended = run_child(
             options.words(),
             options.environment(folder, base, card),
@@ -174,6 +177,14 @@ def _run(
         trace = load(folder / f"{facts.pid}.trace.json.gz")
         snapshot = (folder / f"{facts.pid}.snapshot.pickle").read_bytes()
     return _Run(ended, facts, trace, snapshot)
+
+
+def _catalog() -> dict[str, Any]:
+    """Configurations by the lower-case names that scripts use for them."""
+    from memfit.models import catalog
+
+    entries = [entry for entry in map(catalog.lookup, catalog.names()) if entry is not None]
+    return {name.lower(): entry.config for entry in entries for name in (entry.name, entry.repo, *entry.aliases)}
 
 
 @contextmanager
