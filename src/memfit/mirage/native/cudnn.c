@@ -5,14 +5,12 @@
 #include <string.h>
 
 enum {
-  ENGINE_CONFIGURATION = 3,
   HEURISTICS_RESULTS = 202,
   CONFIGURATION_ENGINE = 300,
   CONFIGURATION_WORKSPACE = 303,
+  CONFIGURATION_SHARED_MEMORY = 304,
   PLAN_WORKSPACE = 402,
   ENGINE_INDEX = 1301,
-  DESCRIPTOR_TYPE = 15,
-  NOT_SUPPORTED_STATUS = 3000,
 };
 typedef struct attribute {
   struct attribute *next;
@@ -41,7 +39,7 @@ EXPORT int cudnnCreate(void **out) {
 }
 
 static size_t width(int type) { /* of an attribute's element, by the public numbering of attribute types */
-  static const unsigned char bytes[] = {8, 4, 4, 1, 8, 4, 8, 4, 4, 4, 4, 4, 4, 4, 4, 8, 4, 4, 4, 4, 4, 4, 4, 1, 16, 4, 4, 4, 4};
+  static const unsigned char bytes[] = {8, 4, 1, 8, 4, 8, 8, 4, 4, 4, 4, 4, 4, 4, 4, 8, 4, 4, 4, 4, 4, 4, 4, 4, 1, 4, 16, 4, 4, 4};
   return type >= 0 && type < (int)sizeof bytes ? bytes[type] : 8;
 }
 EXPORT int cudnnBackendCreateDescriptor(int kind, descriptor **out) {
@@ -93,7 +91,8 @@ EXPORT int cudnnBackendGetAttribute(descriptor *d, int name, int type, int64_t w
     if (out && wanted > 0) memcpy(out, a->values, (size_t)(wanted < given ? wanted : given) * width(type));
   } else if (name == HEURISTICS_RESULTS || name == CONFIGURATION_ENGINE) {
     given = 1; /* the caller brings a descriptor, which stays as it is */
-  } else if (name == PLAN_WORKSPACE || name == CONFIGURATION_WORKSPACE || name == ENGINE_INDEX) {
+  } else if (name == PLAN_WORKSPACE || name == CONFIGURATION_WORKSPACE || name == CONFIGURATION_SHARED_MEMORY ||
+             name == ENGINE_INDEX) {
     given = 1;
     if (out && wanted > 0) memset(out, 0, width(type));
   }
