@@ -128,8 +128,8 @@ def _link_library(compiler: str, library: NeededLibrary, folder: Path, defines: 
     generated = folder / f"{stem}.c"
     generated.write_text(generated_source(library), encoding="utf-8")
     sources = [generated]
-    if library.family is not None and library.family.source is not None:
-        sources.append(NATIVE / library.family.source)
+    if library.family is not None:
+        sources += [NATIVE / name for name in library.family.sources]
     options = [
         f"-Wl,-soname,{library.soname}",
         "-Wl,-rpath,$ORIGIN",

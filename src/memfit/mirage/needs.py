@@ -34,7 +34,7 @@ class Family:
 
     stem: str
     prefixes: tuple[str, ...]
-    source: str | None = None
+    sources: tuple[str, ...] = ()
     kernels: bool = False
     soname: str | None = None
 
@@ -115,7 +115,7 @@ def rule_for(function: str) -> Rule | None:
 @cache
 def families() -> tuple[Family, ...]:
     """The known libraries."""
-    return tuple(Family(**{**row, "prefixes": tuple(row["prefixes"])}) for row in _table()["library"])
+    return tuple(Family(**{**row, **{key: tuple(row.get(key, ())) for key in ("prefixes", "sources")}}) for row in _table()["library"])
 
 
 @cache
