@@ -169,7 +169,17 @@ EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned *coun
   *count = 0;
   return OK;
 }
-EXPORT int nvmlDeviceGetGpuFabricInfoV(void *device, void *out) {
-  (void)device, (void)out;
-  return NVML_UNSUPPORTED;
+typedef struct {
+  unsigned version;
+  unsigned char cluster[16];
+  int status;
+  unsigned clique;
+  unsigned char state;
+} fabric;
+EXPORT int nvmlDeviceGetGpuFabricInfoV(void *device, fabric *out) {
+  (void)device;
+  out->status = OK;
+  out->clique = 0;
+  out->state = 0; /* no fabric */
+  return OK;
 }
