@@ -51,7 +51,8 @@ def command(ctx: click.Context, /, *, words: tuple[str, ...], **given: Any) -> i
     """Run a training script, as it is, on a GPU that is not there: PyTorch's own CUDA build, its real choice of
     kernels, its real allocator and its real errors, on libraries that only keep accounts. Linux, no GPU needed.
 
-    `memfit dryrun setup` makes an environment with PyTorch's CUDA build; --python takes your own.
+    `memfit dryrun setup [--torch VERSION] [--triton] [--yes]` makes an environment with PyTorch's CUDA build; --python
+    takes your own.
 
     Exit codes: 0 it fits, 1 it does not, 2 the script failed by itself, 3 something is missing.
 
@@ -134,9 +135,9 @@ def interpreter(stated: str | None, words: tuple[str, ...]) -> Path:
         if not path.is_file():
             raise MissingError(f"there is no interpreter `{str(path)[:200]}`")
         return path
-    from memfit.mirage.environments import find
+    from memfit.mirage.environments import find_environment
 
-    found = find()
+    found = find_environment()
     if found is None:
         raise MissingError(
             "no environment with PyTorch's CUDA build is known",
@@ -147,22 +148,28 @@ def interpreter(stated: str | None, words: tuple[str, ...]) -> Path:
 
 def _setup(ctx: click.Context, rest: tuple[str, ...], *, torch: str | None, yes: bool) -> int:
     """Make an environment with PyTorch's CUDA build, without NVIDIA's libraries; its size is told first."""
-    from memfit.mirage import check_machine
-    from memfit.mirage.environments import make
-
-    words = list(rest)
+    words, triton = list(rest), False
     while words:
         word = words.pop(0)
         if word == "--yes":
             yes = True
+        elif word == "--triton":
+            triton = True
         elif word == "--torch" and words:
             torch = words.pop(0)
         elif word.startswith("--torch="):
             torch = word.partition("=")[2]
         else:
-            raise hinted(f"unknown word `{word[:60]}`", "memfit dryrun setup [--torch VERSION] [--yes]", ctx)
+            raise hinted(f"unknown word `{word[:60]}`", "memfit dryrun setup [--torch VERSION] [--triton] [--yes]", ctx)
+    from memfit.mirage import check_machine
+    from memfit.mirage.environments import DEFAULT_TORCH, make_environment, plan_environment
+
     check_machine(ignore_gpu=True)
-    make(torch, yes=yes, say=_say, ask=lambda text: click.confirm(text, err=True))
+    plan = plan_environment(torch or DEFAULT_TORCH, triton=triton)
+    _say(plan.describe())
+    if not plan.exists and not yes and not click.confirm("go on?", err=True):
+        return 2
+    emit(f"{make_environment(plan, echo=_say)}\n")
     return 0
 
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from memfit.allocator import ALLOC, Replay, WhatIf, capacity_interval, reserved_interval, what_if
+from memfit.allocator import (
+    ALLOC,
+    Replay,
+    WhatIf,
+    capacity_interval,
+    reserved_interval,
+    smallest_capacity,
+    what_if,
+)
 from memfit.errors import ConfigError, MemfitError
 from memfit.formula.estimate import Estimate, estimate
 from memfit.hardware import Gpu, gpus
@@ -183,6 +191,9 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
     free = trace.simulate(own)
     limited = None if capacity is None else trace.simulate(own, capacity, others=others)
     needed = capacity_interval(events, own, others=others, release=release)
+    if capacity is not None and limited is not None and limited.oom is not None and needed[1] <= capacity:
+        # fragmentation: a smaller card happens to do, this one does not
+        needed = needed[0], smallest_capacity(events, own, others=others, release=release, above=capacity)
     rows = [
         WhatIf(
             settings=own,

@@ -102,6 +102,8 @@ def run_child(
     finally:
         _end(process)
     reader.join(_GRACE_S)
+    if not reader.is_alive():
+        process.stdout.close()
     text = bytes(tail).decode("utf-8", "replace")
     seconds = time.monotonic() - began
     return Ended(code=process.returncode, stopped=stopped, tail=text, host_peak_bytes=peak, seconds=seconds)

@@ -89,6 +89,7 @@ class RunOptions:
             env.update({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
         given = {
             "FOLDER": str(folder),
+            "PARENT": str(os.getpid()),
             "STEPS": str(self.steps),
             "RANKS": str(self.ranks or 0),
             "RANK": str(self.rank),

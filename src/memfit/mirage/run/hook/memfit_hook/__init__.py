@@ -7,7 +7,10 @@ file of ``_ON_IMPORT`` then adapts that library. What the script allocated is wr
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 
 from . import when
 from .settings import SETTINGS
@@ -15,6 +18,7 @@ from .settings import SETTINGS
 
 def activate() -> None:
     """Get ready for the libraries that the script may import; called once per process, before the script starts."""
+    _end_with_parent()
     from . import data, launchers, libraries, recording, values, weights, world
 
     if hasattr(os, "register_at_fork"):
@@ -30,3 +34,11 @@ def activate() -> None:
     if SETTINGS.fake_data:
         data.install()
     when.start()
+
+
+def _end_with_parent() -> None:
+    """The kernel ends the script's process when memfit has ended (PR_SET_PDEATHSIG of prctl(2)); not its children."""
+    if os.environ.get("MEMFIT_DRYRUN_PARENT") != str(os.getppid()):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another libc: memfit ends the process group all the same
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)

@@ -12,6 +12,8 @@ from .settings import SETTINGS, note
 def install() -> None:
     """Wait for the libraries."""
     when.imported("transformers.masking_utils", _packed_sequences)
+    when.imported("transformers.generation.stopping_criteria", _lengths)
+    when.imported("transformers.generation.utils", _generation)
     when.imported("torch", _experts)
 
 
@@ -27,6 +29,35 @@ def _packed_sequences(module: Any) -> None:
         return None
 
     module.find_packed_sequence_indices = find_packed_sequence_indices
+
+
+_FULL: list[bool] = [False]
+"""Whether the sequences that are being generated have reached their greatest length."""
+
+
+def _lengths(module: Any) -> None:
+    original = module.MaxLengthCriteria.__call__
+
+    def call(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        _FULL[0] = input_ids.shape[1] >= self.max_length
+        return original(self, input_ids, *args, **kwargs)
+
+    module.MaxLengthCriteria.__call__ = call
+
+
+def _generation(module: Any) -> None:
+    """transformers reads on the GPU whether all sequences are done; here they are when they are full."""
+    original = module.GenerationMixin._has_unfinished_sequences
+
+    def has_unfinished_sequences(self: Any, *args: Any, **kwargs: Any) -> Any:
+        unfinished = original(self, *args, **kwargs)
+        if _FULL[0]:
+            _FULL[0] = False
+            note("transformers: every sequence is generated to its greatest length")
+            return False
+        return unfinished
+
+    module.GenerationMixin._has_unfinished_sequences = has_unfinished_sequences
 
 
 # ---- mixtures of experts ----
