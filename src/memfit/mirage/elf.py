@@ -204,8 +204,8 @@ class _Reader:
         table = at + 16 + 8 * bloom
         self._check(table, 4 * buckets, "hash buckets")
         last: int = max(struct.unpack_from(f"<{buckets}I", self.data, table), default=0)
-        if last < first:  # nothing is exported: undefined symbols end where the table would begin
-            return int(first)
+        if last < first:  # nothing is exported, so nothing is hashed: linkers put the names right behind the symbols
+            return max(0, self._offset(self._tag(_DT_STRTAB)) - self._offset(self._tag(_DT_SYMTAB))) // _SYM.size
         chain = table + 4 * buckets
         for index in range(last - first, MAX_SYMBOLS):
             self._check(chain + 4 * index, 4, "hash chain")
