@@ -37,6 +37,7 @@ class Family:
     sources: tuple[str, ...] = ()
     kernels: bool = False
     soname: str | None = None
+    functions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +70,9 @@ def needed_libraries(paths: Iterable[Path]) -> tuple[NeededLibrary, ...]:
     names = {name for library in read for name in library.needed if _VENDOR.fullmatch(name)} - present
     names |= {family.soname for family in families() if family.soname}
     functions: dict[str, dict[str, str]] = {name: {} for name in names}
+    for family in families():
+        if family.soname is not None:
+            functions[family.soname].update(dict.fromkeys(family.functions, ""))
     for library in read:
         for soname, name, version in _wanted(library, defined, names):
             functions[soname].setdefault(name, version)
@@ -115,7 +119,7 @@ def rule_for(function: str) -> Rule | None:
 @cache
 def families() -> tuple[Family, ...]:
     """The known libraries."""
-    return tuple(Family(**{**row, **{key: tuple(row.get(key, ())) for key in ("prefixes", "sources")}}) for row in _table()["library"])
+    return tuple(Family(**{**row, **{key: tuple(row.get(key, ())) for key in ("prefixes", "sources", "functions")}}) for row in _table()["library"])
 
 
 @cache
