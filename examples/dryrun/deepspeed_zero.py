@@ -8,7 +8,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM
 
 BATCH, SEQ = 4, 2048
 STAGE = int(sys.argv[1]) if len(sys.argv) > 1 else 3
@@ -22,7 +22,7 @@ settings = {
 }
 config = AutoConfig.from_pretrained(Path(__file__).with_name("model"))
 with deepspeed.zero.Init(config_dict_or_path=settings, enabled=STAGE == 3):
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = LlamaForCausalLM(config).bfloat16()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
 

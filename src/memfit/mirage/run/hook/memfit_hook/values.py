@@ -16,9 +16,9 @@ def install(torch: Any) -> None:
 
     def isfinite(tensor: Any) -> Any:
         found = original(tensor)
-        if getattr(tensor, "is_cuda", False) and found.numel() == 1 and not torch.compiler.is_compiling():
+        if getattr(tensor, "is_cuda", False) and not found.dim() and not torch.compiler.is_compiling():
             note("`torch.isfinite` of a single number on the GPU is true")
-            return torch.ones(found.shape, dtype=torch.bool)
+            return torch.ones((), dtype=torch.bool)  # on the host, which mixes with any device
         return found
 
     torch.isfinite = isfinite
