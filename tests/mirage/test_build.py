@@ -11,13 +11,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from test_elf import compile_library
+
 from memfit.errors import MemfitError, MissingError
 from memfit.hardware import gpus
 from memfit.mirage import build as building
 from memfit.mirage.build import build_libraries, find_compiler
 from memfit.mirage.settings import Imaginary
 from memfit.mirage.torchbuild import TorchBuild
-from test_elf import compile_library
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None or sys.platform != "linux", reason="gcc on Linux is needed")
 
@@ -30,7 +31,7 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
 folder = os.environ["FOLDER"]
 core, driver, runtime, nvml, nccl, blas = (ctypes.CDLL(f"{folder}/{name}", ctypes.RTLD_GLOBAL) for name in (
     "libmemfit_mirage.so", "libcuda.so.1", "libcudart.so.13", "libnvidia-ml.so.1", "libnccl.so.2", "libcublas.so.13"))
-core.mirage_used.restype = core.mirage_peak.restype = core.mirage_pinned.restype = core.mirage_managed.restype = c_uint64
+for count in (core.mirage_used, core.mirage_peak, core.mirage_pinned, core.mirage_managed): count.restype = c_uint64
 MIB, GIB = 1 << 20, 1 << 30
 def malloc(size):
     out = c_void_p()
@@ -40,9 +41,9 @@ def free_bytes():
     assert runtime.cudaMemGetInfo(byref(free), byref(total)) == 0
     return free.value
 def launch(function=None, stream=None):
-    zero, one = (ctypes.c_uint * 3)(1, 1, 1), (ctypes.c_uint * 3)(1, 1, 1)
     class Dim3(ctypes.Structure): _fields_ = [("x", ctypes.c_uint), ("y", ctypes.c_uint), ("z", ctypes.c_uint)]
-    return runtime.cudaLaunchKernel(c_void_p(function), Dim3(1, 1, 1), Dim3(32, 1, 1), None, c_size_t(0), c_void_p(stream))
+    shape = Dim3(1, 1, 1), Dim3(32, 1, 1)
+    return runtime.cudaLaunchKernel(c_void_p(function), *shape, None, c_size_t(0), c_void_p(stream))
 def read(address, size):
     buffer = ctypes.create_string_buffer(b"x" * size, size)
     assert runtime.cudaMemcpy(buffer, c_void_p(address), c_size_t(size), 2) == 0
@@ -87,7 +88,7 @@ def torchlike(tmp_path_factory):
         *map(str, made),
     )
     library.rename(folder / "lib" / "libtorch.so")
-    return TorchBuild(python=Path(sys.executable), version="9.9.9", cuda=(13, 0), folder=folder, cudnn=92000, nccl=22907)
+    return TorchBuild(python=Path(sys.executable), version="9.9.9", cuda=(13, 0), folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +399,8 @@ def test_unknown_numbers_read_as_zeros_or_ones(ask):
     code = """
         import struct
         _, a = malloc(4096)
-        answer = [read(a, 1)[0], struct.unpack("<f", read(a, 4))[0], struct.unpack("<q", read(a, 8))[0], any(read(a, 64))]
+        single, wide = struct.unpack("<f", read(a, 4))[0], struct.unpack("<q", read(a, 8))[0]
+        answer = [read(a, 1)[0], single, wide, any(read(a, 64))]
         """
     assert ask(code) == [0, 0.0, 0, False]
     assert ask(code, values="ones") == [1, 1.0, 1, False]
@@ -472,7 +474,7 @@ def test_kernels_run_only_where_there_is_code_for_the_device(ask):
     code = """
         import struct
         def program(*images):
-            body = b"".join(struct.pack("<HHIQ3II28x", kind, 0x101, 64, 8, 0, 0, 0, arch, )[:64].ljust(64, b"\\0") + bytes(8)
+            body = b"".join(struct.pack("<HHIQ3II", kind, 0x101, 64, 8, 0, 0, 0, arch).ljust(72, b"\\0")
                             for kind, arch in images)
             data = ctypes.create_string_buffer(struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body)
             wrapper = ctypes.create_string_buffer(struct.pack("<IIQQ", 0x466243B1, 1, ctypes.addressof(data), 0))

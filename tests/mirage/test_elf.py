@@ -79,7 +79,8 @@ def test_both_kinds_of_hash_tables_give_the_symbols(tmp_path, style):
 
 @needs_gcc
 def test_a_library_that_exports_nothing_still_tells_what_it_needs(tmp_path):
-    source = "int other(void); static int mine(void){return other();} void *keep __attribute__((visibility(\"hidden\"))) = mine;"
+    hidden = '__attribute__((visibility("hidden")))'
+    source = f"int other(void); static int mine(void){{return other();}} void *keep {hidden} = mine;"
     library = read_elf(compile_library(tmp_path, "none", source, "-Wl,--hash-style=gnu"))
     assert [symbol.name for symbol in library.undefined] == ["other"]
 
@@ -117,7 +118,9 @@ def test_damage_never_ends_in_anything_but_a_result_or_an_input_error(pair, data
     for _ in range(data.draw(st.integers(1, 6))):
         # the first pages hold the headers and all dynamic tables
         at = data.draw(st.integers(4, min(len(content), 0x700) - 8))
-        content[at : at + 4] = data.draw(st.sampled_from([bytes(4), b"\xff" * 4, b"\1\0\0\0", b"\0\0\0\x80", b"\7\6\5\4"]))
+        content[at : at + 4] = data.draw(
+            st.sampled_from([bytes(4), b"\xff" * 4, b"\1\0\0\0", b"\0\0\0\x80", b"\7\6\5\4"])
+        )
     del content[data.draw(st.sampled_from([len(content), 64, 0x200, 0x480, 0x700])) :]
     path = pair[1].with_name("damaged.so")
     path.write_bytes(content)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from memfit.errors import MemfitError, MissingError
 from memfit.hardware import gpus
 from memfit.mirage import environments, machine
@@ -172,7 +173,10 @@ def test_the_variables_of_a_child(tmp_path, monkeypatch):
 # ---- environments ----
 
 
-def report(version="2.13.0", requires=("filelock", "nvidia-nccl-cu13==2.29.7; x", "triton==3.7.1; x", "pyyaml; extra == \"y\"")):
+REQUIRES = ("filelock", "nvidia-nccl-cu13==2.29.7; x", "triton==3.7.1; x", 'pyyaml; extra == "y"')
+
+
+def report(version="2.13.0", requires=REQUIRES):
     item = {
         "metadata": {"version": version, "requires_dist": list(requires)},
         "download_info": {"url": "file:///nowhere/torch-2.13.0-cp311.whl"},

@@ -28,16 +28,17 @@ def function_source(name: str, rule: Rule | None, *, kernels: bool) -> str:
     sets = rule.sets if rule else {}
     parameters = ", ".join(f"long a{i}" for i in range(1, max(sets, default=0) + 1)) or "void"
     steps = [f'FIRST("{name}");']
+    text = json.dumps(rule.text) if rule and rule.text is not None else None
     for argument, value in sets.items():
         word = "uint32_t" if rule and rule.bits == 32 else "uint64_t"
-        what = "mirage_handle()" if value == "handle" else str(int(value))
+        what = {"handle": "mirage_handle()", "text": f"(uintptr_t){text}"}.get(str(value), str(value))
         steps.append(f"if (a{argument}) *({word} *)a{argument} = ({word}){what};")
     if kernels and (rule is None or rule.kernels is not False):
         steps.append("mirage_work();")
     unused = " ".join(f"(void)a{i};" for i in range(1, max(sets, default=0) + 1) if i not in sets)
     body = " ".join(filter(None, [unused, *steps]))
-    if rule and rule.text is not None:
-        return f"WEAK const char *{name}({parameters}) {{ {body} return {json.dumps(rule.text)}; }}"
+    if text is not None and "text" not in sets.values():
+        return f"WEAK const char *{name}({parameters}) {{ {body} return {text}; }}"
     return f"WEAK long {name}({parameters}) {{ {body} return {rule.returns if rule else 0}; }}"
 
 

@@ -119,7 +119,10 @@ def rule_for(function: str) -> Rule | None:
 @cache
 def families() -> tuple[Family, ...]:
     """The known libraries."""
-    return tuple(Family(**{**row, **{key: tuple(row.get(key, ())) for key in ("prefixes", "sources", "functions")}}) for row in _table()["library"])
+    return tuple(
+        Family(**{**row, **{key: tuple(row.get(key, ())) for key in ("prefixes", "sources", "functions")}})
+        for row in _table()["library"]
+    )
 
 
 @cache
