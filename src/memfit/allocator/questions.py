@@ -20,6 +20,7 @@ def smallest_capacity(
     release: Release = LATEST,
     order: str | int = "ascending",
     lag: int | None = 0,
+    above: int = 0,
 ) -> int:
     """The capacity in bytes from which the events finish, to 2 MiB, found by bisection.
 
@@ -29,6 +30,7 @@ def smallest_capacity(
     Args:
         events: see `memfit.allocator.events`.
         config, others, release, order, lag: as for `replay`; ``others`` is part of the result.
+        above: a capacity that is known not to be enough, though a smaller one may happen to be.
 
     Raises:
         MemfitError: as `replay`.
@@ -43,6 +45,7 @@ def smallest_capacity(
     free = replay(events, settings, release=release, order=order, lag=lag)
     low = free.requested_peak // GRANULE * GRANULE + others - GRANULE  # cannot finish
     high = -(-int(free.reserved_peak / share) // GRANULE) * GRANULE + others
+    low, high = max(low, above), max(high, above + GRANULE)
     while not finishes(high):  # a limit by fraction or by garbage collection acts differently on a small device
         low, high = high, high + 2 * (high - low)
     while high - low > GRANULE:

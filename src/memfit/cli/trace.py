@@ -85,7 +85,7 @@ def command(
     from memfit.trace.answer import answer
 
     wanted = {"events": events, "snapshot": snapshot, "svg": svg}
-    _check_paths(ctx, wanted, force=force)
+    check_paths(ctx, wanted, force=force)
     predicted = None
     if source is not None and _is_trace(source):
         trace = _read(ctx, source, events)
@@ -94,7 +94,7 @@ def command(
         if job.empty:
             raise hinted("no model is given", "for example `memfit trace qwen3-0.6b --gpu rtx-4090 --seq 2k`", ctx)
         trace, predicted = _run(job.job(), stage=stage, layers=layers, full=full, rank=rank, engine=engine, steps=steps)
-    found = answer(trace, () if quiet else _settings(what_ifs), predicted=predicted)
+    found = answer(trace, () if quiet else allocator_settings(what_ifs), predicted=predicted)
     _write(found, wanted)
     page = make_page(verbose=verbose, no_color=no_color)
     if as_json:
@@ -113,7 +113,7 @@ def command(
     return 1 if found.verdict == "does not fit" else 0
 
 
-def _settings(texts: tuple[str, ...]) -> tuple[str, ...]:
+def allocator_settings(texts: tuple[str, ...]) -> tuple[str, ...]:
     from memfit.allocator.questions import WHAT_IF_SETTINGS
     from memfit.trace.answer import SETTINGS
 
@@ -172,7 +172,7 @@ def _run(
     return described(trace, predicted.job, rank=rank, stage=stage), predicted
 
 
-def _check_paths(ctx: click.Context, wanted: dict[str, str | None], *, force: bool) -> None:
+def check_paths(ctx: click.Context, wanted: dict[str, str | None], *, force: bool) -> None:
     """Refuses before the work is done what could not be written after it."""
     paths = [Path(name) for name in wanted.values() if name is not None]
     if len(set(paths)) < len(paths):

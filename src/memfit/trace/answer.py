@@ -10,13 +10,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from memfit.allocator import ALLOC, Replay, WhatIf, capacity_interval, reserved_interval, what_if
+from memfit.allocator import (
+    ALLOC,
+    Replay,
+    WhatIf,
+    capacity_interval,
+    reserved_interval,
+    smallest_capacity,
+    what_if,
+)
 from memfit.errors import ConfigError, MemfitError
 from memfit.formula.estimate import Estimate, estimate
 from memfit.hardware import Gpu, gpus
 from memfit.job import Job, parse
 from memfit.job.writing import to_dict
 from memfit.ledger import Component, Difference, Entry, Ledger, compare
+from memfit.trace.files import MAX_BLOCK_BYTES
 from memfit.trace.result import Block, Trace, any_layer, rounded
 
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
@@ -148,7 +157,8 @@ class Answer:
         need = self.needed[1] - context
         enough = [gpu for gpu in gpus() if gpu.vendor == "nvidia" and gpu.kind in _CARDS and gpu.usable_bytes >= need]
         own = None if self.estimate is None else self.estimate.resolved.gpu
-        named = own.name if own is not None else ""
+        card = self.trace.settings.get("card")
+        named = own.name if own is not None else card.get("name", "") if isinstance(card, Mapping) else ""
         return min(enough, key=lambda gpu: (gpu.total_bytes, gpu.name != named, -gpu.year, gpu.name), default=None)
 
 
@@ -157,7 +167,7 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
 
     Args:
         trace: fresh or read from a file; its ``settings`` name the job when ``described`` put it there.
-        settings: texts of ``PYTORCH_ALLOC_CONF`` to compare with the defaults.
+        settings: texts of ``PYTORCH_ALLOC_CONF`` to compare with those that the trace states, the defaults if none.
         predicted: the formula's answer, when it is known already.
 
     Raises:
@@ -168,18 +178,25 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
     stage = trace.settings.get("stage", 0)
     if predicted is not None and not (type(stage) is int and 0 <= stage < len(predicted.readings)):
         raise MemfitError("the trace names a pipeline stage that its job does not have")
-    capacity = None if predicted is None else predicted.capacity_bytes
-    outside: tuple[Entry, ...] = ()
     if predicted is not None:
+        capacity = predicted.capacity_bytes
         outside = tuple(e for e in predicted.stages[stage].entries if e.component in _OUTSIDE)
+    else:
+        capacity, outside = _card(trace)
     others = sum(entry.bytes for entry in outside)
     events, release = trace.allocator_events(), trace.release
-    free = trace.simulate()
-    limited = None if capacity is None else trace.simulate(capacity=capacity, others=others)
-    needed = capacity_interval(events, others=others, release=release)
+    own = trace.settings.get("allocator", "")
+    if not isinstance(own, str):
+        raise MemfitError("the trace names allocator settings that are no text")
+    free = trace.simulate(own)
+    limited = None if capacity is None else trace.simulate(own, capacity, others=others)
+    needed = capacity_interval(events, own, others=others, release=release)
+    if capacity is not None and limited is not None and limited.oom is not None and needed[1] <= capacity:
+        # fragmentation: a smaller card happens to do, this one does not
+        needed = needed[0], smallest_capacity(events, own, others=others, release=release, above=capacity)
     rows = [
         WhatIf(
-            settings="",
+            settings=own,
             allocated_peak=free.allocated_peak,
             reserved_peak=free.reserved_peak,
             smallest_capacity=needed[0],
@@ -187,12 +204,12 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
             num_alloc_retries=0 if limited is None else limited.num_alloc_retries,
         )
     ]
-    rows += what_if(events, [s for s in settings if s], capacity, others=others, release=release)
+    rows += what_if(events, [s for s in settings if s != own], capacity, others=others, release=release)
     return Answer(
         trace=trace,
         replay=free,
         on_card=limited,
-        reserved=reserved_interval(events, release=release),
+        reserved=reserved_interval(events, own, release=release),
         needed=needed,
         outside=outside,
         capacity_bytes=capacity,
@@ -200,6 +217,17 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
         estimate=predicted,
         stage=stage,
     )
+
+
+def _card(trace: Trace) -> tuple[int | None, tuple[Entry, ...]]:
+    """Capacity of the card that a trace without a job names, and the CUDA context on it."""
+    card = trace.settings.get("card")
+    if not isinstance(card, Mapping):
+        return None, ()
+    capacity, context = card.get("capacity_bytes"), card.get("context_bytes")
+    if type(capacity) is not int or type(context) is not int or not 0 <= context <= capacity <= MAX_BLOCK_BYTES * 16:
+        raise MemfitError("the trace names a card whose memory is no number of bytes")
+    return capacity, (Entry(component="runtime", name="CUDA context", bytes=context, provenance="assumed"),)
 
 
 def _predicted(trace: Trace) -> Estimate | None:
