@@ -6,6 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV ?= .venv
 JOBS ?= 2
 TRUTH ?=
+EXPORT ?= hf infra
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
@@ -13,7 +14,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
 GROUP = $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]], sep="\n")'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-mirage lint docs generate accuracy bench wheel-test clean
+.PHONY: help demo test test-slow test-mirage test-export lint docs generate accuracy bench wheel-test clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ test-slow: $(VENV)/.memfit $(VENV)/.group-test $(VENV)/.group-slow ## the tests 
 
 test-mirage: $(VENV)/.memfit $(VENV)/.group-test ## the allocator simulation against the binaries of released wheels (gcc, network)
 	$(BIN)/python -m pytest -q -m mirage tests/mirage
+
+test-export: ## exports held against the tools they are for, each in its own environment: EXPORT="hf infra ..." or all
+	@PYTHON="$(PYTHON)" bash .ci/export-test $(EXPORT)
 
 lint: $(VENV)/.memfit $(VENV)/.group-lint ## ruff, mypy --strict, import contract
 	@status=0; for step in "ruff check" "ruff format --check" "mypy --strict" "lint-imports"; do \

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from memfit.cli.jobs import SOURCE, Given, JobCommand, given, job_options
+from memfit.cli.jobs import SOURCE, Given, JobCommand, given, imported, job_options
 from memfit.cli.output import emit, hinted, make_page, output_options
 
 _NOT_REPEATED = frozenset({"-v", "--verbose", "--no-color", "--full"})
@@ -28,6 +28,9 @@ _NOT_REPEATED = frozenset({"-v", "--verbose", "--no-color", "--full"})
     "--batch", metavar="FILE", help="Jobs of a JSON-lines file, - for standard input: a result for each line."
 )
 @click.option("--calibration", metavar="FILE", help="Figures of the time model, from `memfit calibrate`.")
+@click.option(
+    "--from", "of", metavar="TOOL", help="JOB is a configuration of this tool (see `memfit import`), or auto."
+)
 @click.option("--full", is_flag=True, help="With --batch, --sweep --json: assumptions and changes too (slower).")
 @job_options
 @click.pass_context
@@ -45,12 +48,13 @@ def command(
     batch: str | None,
     calibration: str | None,
     full: bool,
+    of: str | None,
     **_: Any,
 ) -> int:
     """Where the GPU memory of a job goes, and whether it fits.
 
     MODEL is a name (see `memfit models`), a folder with a config.json or such a file; JOB is a .toml, .yaml or .json
-    job file. Every field of a job has a flag, which wins over the file.
+    job file, - one on standard input. Every field of a job has a flag, which wins over the file.
 
     \b
     Examples:
@@ -64,7 +68,9 @@ def command(
         return _batch(ctx, source, batch, full, calibration)
     if full and not sweeps:
         raise hinted("--full goes with --batch or --sweep", "a single estimate always is full", ctx)
-    job = given(ctx, source)
+    if of is not None and source is None:
+        raise hinted("--from goes with a file", "for example `memfit estimate axolotl.yaml --from axolotl`", ctx)
+    job = given(ctx, source) if of is None or source is None else imported(ctx, source, of)
     if job.empty:
         raise hinted("no model is given", "for example `memfit estimate llama-3.1-8b --gpu 8xh100`", ctx)
     page = make_page(verbose=verbose, no_color=no_color)

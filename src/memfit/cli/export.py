@@ -36,7 +36,7 @@ def command(
     listed: bool,
     **_: Any,
 ) -> int:
-    """A job as complete, runnable files of the tool that will run it, with what was chosen and why.
+    """A job as complete files of the tool that will run it, with what was chosen and why.
 
     MODEL and JOB are as for `memfit estimate`; - reads a job from standard input. What the tool has no words for is an
     error that names the field.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from memfit.cli.output import hinted
 from memfit.errors import InputFileError, JobErrors, nearest
 from memfit.job import BY_NAME, BY_PATH, FIELDS, Field, Job, load
 from memfit.job.fields import FOREIGN, SECTIONS
-from memfit.readers import read_tree
+from memfit.readers import parse_text, read_tree
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -158,8 +159,32 @@ def given(ctx: click.Context, source: str | None) -> Given:
     return Given(document, overrides, ctx.params.get("as_family"), flags)
 
 
+def imported(ctx: click.Context, source: str, of: str) -> Given:
+    """What another tool's configuration says, with the flags of ``ctx`` on top; what it leaves open goes to stderr.
+
+    Args:
+        ctx: the command.
+        source: the configuration.
+        of: name of the tool, ``auto`` to find it by the keys of the file.
+
+    Raises:
+        InputFileError: the file is missing or of no known tool.
+        JobErrors: what it says contradicts itself.
+    """
+    from memfit.export.importing import import_files
+    from memfit.job import to_dict
+
+    flags = given(ctx, None)
+    found = import_files([source], of=None if of == "auto" else of, overrides=flags.overrides)
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return replace(flags, document=to_dict(found.job), overrides={})
+
+
 def _document(source: str) -> Mapping[str, Any] | None:
-    """The content of a job file; None when the text names a model."""
+    """The content of a job file, of standard input for ``-``; None when the text names a model."""
+    if source == "-":
+        return _standard_input()
     lower = source.lower()
     if lower.endswith(_JOB_ENDINGS):
         return _job(source)
@@ -175,12 +200,34 @@ def _document(source: str) -> Mapping[str, Any] | None:
     return None if is_model and not any(section in tree for section in SECTIONS) else tree
 
 
+def _standard_input() -> Mapping[str, Any]:
+    """A job document from standard input: JSON when it begins with a brace, else TOML, else YAML."""
+    data = sys.stdin.buffer.read(_MAX_JOB_BYTES + 1)
+    if len(data) > _MAX_JOB_BYTES:
+        raise InputFileError(
+            f"standard input is larger than {_MAX_JOB_BYTES >> 10} KiB, the most that is read of a job"
+        )
+    text = data.decode("utf-8-sig", "replace")
+    if text.lstrip().startswith("{"):
+        return _table(parse_text(text, "json", "standard input"), "standard input")
+    try:
+        return _table(parse_text(text, "toml", "standard input"), "standard input")
+    except InputFileError as toml:
+        try:
+            return _table(parse_text(text, "yaml", "standard input"), "standard input")
+        except InputFileError:
+            raise toml from None
+
+
 def _job(source: str) -> Mapping[str, Any]:
-    tree = read_tree(source, limit=_MAX_JOB_BYTES)
+    return _table(read_tree(source, limit=_MAX_JOB_BYTES), f"`{source[:200]}`")
+
+
+def _table(tree: Any, name: str) -> Mapping[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, Mapping):
-        raise InputFileError(f"`{source[:200]}` does not hold a job or a model configuration: it is not a table")
+        raise InputFileError(f"{name} does not hold a job or a model configuration: it is not a table")
     return tree
 
 

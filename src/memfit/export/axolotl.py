@@ -71,7 +71,7 @@ def settings(plan: Plan) -> list[Setting]:
     ]
     if plan.method != "dpo":
         rows += [
-            Setting("sample_packing", plan.attention == "flash", "every sequence is full: what the estimate assumes"),
+            Setting("sample_packing", _packs(plan), "every sequence is full: what the estimate assumes"),
             Setting("pad_to_sequence_len", True),
         ]
     rows += [Setting(*title, "memory and speed"), *_levers(plan), *_parallel(plan)]
@@ -85,6 +85,11 @@ def settings(plan: Plan) -> list[Setting]:
         Setting("logging_steps", 10),
         Setting("output_dir", "output"),
     ]
+
+
+def _packs(plan: Plan) -> bool:
+    """Packing needs flash attention, and one sequence at a time under ring attention."""
+    return bool(plan.attention == "flash" and (plan.cp == 1 or plan.micro_batch == 1))
 
 
 def _dataset(plan: Plan) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def _levers(plan: Plan) -> list[Setting]:
             f"global batch {plan.global_batch} = {plan.micro_batch} * {plan.grad_accum} * {plan.dp} data-parallel GPUs",
         ),
         *_precision(plan, kind),
-        Setting("optimizer", _OPTIM.get(plan.optimizer, "sgd"), plan.note("optimizer")),
+        Setting("optimizer", hf.optim(plan, kind, _OPTIM), plan.note("optimizer")),
     ]
     if plan.optimizer == "momentum":
         rows.append(Setting("optim_args", {"momentum": 0.9}, "SGD with one momentum state"))

@@ -57,6 +57,13 @@ WEIGHTS = ("bf16", "fp16", "fp32", *QUANTIZED)
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed")
 
 
+def optim(plan: Plan, kind: str, names: Mapping[str, str] = OPTIM) -> str:
+    """``optim`` of an optimizer: FSDP2 shards the 8-bit states of torchao, not those of bitsandbytes."""
+    if kind == "fsdp" and plan.optimizer == "adamw-8bit":
+        return "adamw_torch_8bit"
+    return names.get(plan.optimizer, "sgd")
+
+
 def engine(plan: Plan) -> str:
     """What shards: "fsdp", "deepspeed", or "ddp" when nothing is sharded.
 
@@ -111,8 +118,8 @@ def checks(plan: Plan, kind: str) -> Iterator[JobError]:
     if plan.optimizer == "galore" and (kind != "ddp" or plan.dp > 1):
         why = "GaLore runs on one GPU, not with DeepSpeed or FSDP"
         yield cannot("strategy.optimizer", plan.optimizer, tool, why=why)
-    if plan.optimizer == "paged-adamw-8bit" and kind == "fsdp":
-        why = "paged states of bitsandbytes are not sharded by FSDP2"
+    if plan.optimizer in ("paged-adamw-8bit", "lion") and kind == "fsdp":
+        why = "states of bitsandbytes are not sharded by FSDP2"
         yield cannot("strategy.optimizer", plan.optimizer, tool, why=why, hint="optimizer = adamw-8bit")
     if "optimizer" in moved and kind == "deepspeed" and plan.optimizer != "adamw":
         yield cannot("strategy.optimizer", plan.optimizer, tool, why="DeepSpeed offloads its own AdamW only")
@@ -193,7 +200,7 @@ def arguments(plan: Plan, kind: str, *, deepspeed_file: str = "deepspeed.json") 
         ),
         Setting("bf16", mixed and plan.precision.startswith("bf16"), "autocast to bf16" if mixed else ""),
         Setting("fp16", mixed and plan.precision.startswith("fp16")),
-        Setting("optim", OPTIM.get(plan.optimizer, "sgd"), plan.note("optimizer")),
+        Setting("optim", optim(plan, kind), plan.note("optimizer")),
     ]
     if plan.optimizer == "momentum":
         rows.append(Setting("optim_args", "momentum=0.9", "SGD with one momentum state"))

@@ -153,7 +153,6 @@ def test_plain_scripts_agree(reference, name):
         ("freeze", {"method": "freeze", "trainable": 1, "precision": "bf16", "zero": 0}),
         ("backward", {"optimizer_in_backward": True, "grad_accum": 1, "zero": 3, "precision": "bf16"}),
         ("muon", {"optimizer": "muon", "precision": "fp32"}),
-        ("adam8", {"optimizer": "adamw-8bit", "zero": 3, "precision": "bf16-mixed"}),
     ],
 )
 def test_plain_scripts_run(reference, name, fields):
@@ -169,12 +168,10 @@ def test_accelerate_launches_the_loop(reference, name):
     root, wanted = reference
     folder = tiny("accelerate", root / f"accelerate-{name}", precision="fp32", zero=3 if name == "fsdp" else 0)
     path = folder / "accelerate.yaml"
-    text = path.read_text().replace("use_cpu: false", "use_cpu: true").replace("MULTI_GPU", "MULTI_CPU")
-    path.write_text(text)
+    path.write_text(path.read_text().replace("use_cpu: false", "use_cpu: true"))
     words = ["accelerate", "launch", "--config_file", "accelerate.yaml", "train.py", *STEPS]
-    found = losses(run(words, folder))
-    assert found[0] == pytest.approx(wanted[0], abs=2e-3)
-    assert len(found) == 3
+    found = losses(run(words, folder, ACCELERATE_USE_CPU="true"))
+    assert found == pytest.approx(wanted, abs=2e-3)
 
 
 @pytest.mark.parametrize("fields", [{"zero": 0}, {"zero": 3, "framework": "torch", "checkpointing": "full"}])
@@ -194,7 +191,7 @@ def test_trl_trains(tmp_path, fields):
     data.mkdir()
     rows = [{"text": "the memory of a card holds what a step needs " * 8}] * 64
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["accelerate", "launch", "--cpu", "--num_processes", "2", "-m", "trl.scripts.sft", "--config", "sft.yaml"]
+    words = torchrun("-m", "trl.scripts.sft", "--config", "sft.yaml")  # accelerate starts one process without a GPU
     extra = ["--dataset_name", str(data), "--use_cpu", "true", "--max_steps", "2", "--report_to", "none"]
     text = run([*words, *extra, "--save_strategy", "no"], tmp_path)
     assert "train_loss" in text
