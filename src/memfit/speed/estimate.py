@@ -26,7 +26,7 @@ class Time(NamedTuple):
         step_s: seconds of an optimizer step; serving: of one further token of every sequence.
         tokens_per_s_per_gpu: trained tokens; serving: generated tokens.
         parts: name -> seconds, which sum to ``step_s``.
-        ttft_s: serving: seconds to the first token, without waiting in a queue.
+        ttft_s: serving: seconds to the first token, with ``concurrency`` requests kept running.
     """
 
     step_s: float

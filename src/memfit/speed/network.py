@@ -90,6 +90,11 @@ class Fabric:
         tree = self._time(g, 2.0 * whole, 2.0 * (g.inside - 1.0) + far, far)
         return least(ring, tree)
 
+    def one_shot(self, g: Group, whole: Real) -> Real:
+        """All-reduce inside a node in which every rank reads all others' ``whole`` bytes (kernels of inference engines)."""
+        seconds = (START_S + 2.0 * self.c.hop_s * LL_HOP + whole * (g.size - 1.0) / self.local) * self.c.contention
+        return choose(g.nodes > 1, self.all_reduce(g, whole), choose(g.size > 1, seconds, 0.0))
+
     def all_to_all(self, g: Group, local: Real) -> Real:
         """Every rank sends ``local`` bytes, an equal part to each rank of the group."""
         outside = local * (g.size - g.inside) / g.size
