@@ -82,11 +82,15 @@ def rates(gpu: Gpu, precision: str, kernel: str, calibration: Calibration) -> Ra
         stream=gpu.memory_bytes_per_s * row["stream"] * calibration.memory,
         gradient=row.get("gradient", 1.0),
         processors=max(gpu.sm_count, 1),
-        epilogue=row.get("epilogue", 1.0),
+        epilogue=row["epilogue"] if "epilogue" in row else EPILOGUE,
         kernel_s=calibration.kernel_s,
         tiles=tuple((t["rows"], t["columns"], t["share"]) for t in read("rates")["tile"]),
     )
 
+
+EPILOGUE = 0.5
+"""Share of a wave's stores that shows where each tile is a block of its own: blocks drift apart, and one stores while
+another computes."""
 
 SOFTMAX_FLOPS = 8
 """fp32 operations per score that the tensor units wait for: exponential, maximum, scaling, sum, cast, less what
