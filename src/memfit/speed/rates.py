@@ -43,10 +43,14 @@ class Rates:
     tiles: tuple[tuple[int, int, float], ...]
 
 
+DESKTOP = frozenset({"consumer", "workstation", "laptop"})
+
+
 def _row(gpu: Gpu) -> Mapping[str, Any]:
     table = read("rates")
     base = table["architecture"].get(gpu.architecture, table["architecture"]["other"])
-    return {**base, **table["card"].get(gpu.name, {})}
+    desktop = table["desktop"].get(gpu.architecture, {}) if gpu.kind in DESKTOP else {}
+    return {**base, **desktop, **table["card"].get(gpu.name, {})}
 
 
 @lru_cache(maxsize=256)
