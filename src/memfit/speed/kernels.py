@@ -9,7 +9,7 @@ TILE_S = 1.5e-6
 """Seconds of a wave's start that nothing covers: the first loads from memory."""
 
 SPLIT_BYTES = 16
-"""Bytes per element of the result that splitting the inner dimension in two costs: fp32 partial sums written and read."""
+"""Bytes per element of the result that a split of the inner dimension costs: fp32 partial sums written and read."""
 
 SPLIT_SLICE = 256
 """The least inner length that a split leaves."""

@@ -86,7 +86,7 @@ def rates(gpu: Gpu, precision: str, kernel: str, calibration: Calibration) -> Ra
         stream=gpu.memory_bytes_per_s * row["stream"] * calibration.memory,
         gradient=row.get("gradient", 1.0),
         processors=max(gpu.sm_count, 1),
-        epilogue=row["epilogue"] if "epilogue" in row else EPILOGUE,
+        epilogue=row.get("epilogue", EPILOGUE),
         kernel_s=calibration.kernel_s,
         tiles=tuple((t["rows"], t["columns"], t["share"]) for t in read("rates")["tile"]),
     )

@@ -158,7 +158,7 @@ class _Server:
 
 
 WAVE = 0.3
-"""Prompts before one's own, over the other requests: requests that began together end together, so that their successors
+"""Prompts before one's own, over the other requests: those that began together end together, so that their successors
 come together, and of n each waits for n / 2; less as several prompts share a step."""
 
 NO_GRADIENTS = 0.55
