@@ -169,12 +169,14 @@ def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> L
     """Seconds to the first token and per further token.
 
     Raises:
-        MemfitError: the job names no card, is not a serving job, or cannot be read.
+        MemfitError: the job names no card, is not a serving job, cannot be read, or its model is an encoder.
     """
     resolved = job if isinstance(job, Resolved) else resolve(job)
     v = resolved.values
     if v["kind"] != "serve":
         raise MemfitError("a training job has no latency", hint="see `memfit.speed.step_time`")
+    if not resolved.arch.causal:
+        raise MemfitError("an encoder makes no tokens one after the other")
     server = _Server(resolved, calibration)
     prompt = max(1, min(v["prompt"] or v["context"] - (v["output"] or 0), v["context"]))
     output = max(1, v["output"] or v["context"] - prompt)
