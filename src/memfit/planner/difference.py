@@ -12,6 +12,7 @@ from memfit.errors import MemfitError
 from memfit.formula.estimate import Estimate, estimate_resolved
 from memfit.formula.resolve import Resolved
 from memfit.hardware import price as price_of
+from memfit.job import BY_NAME
 from memfit.planner.plans import HOUR_S, MILLION
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -40,7 +41,7 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
+class LeverChange:
     """One lever that differs.
 
     Attributes:
@@ -74,7 +75,7 @@ class Diff:
     right: Estimate
     a: Figures
     b: Figures
-    changes: tuple[Change, ...]
+    changes: tuple[LeverChange, ...]
 
 
 def diff(left: Estimate, right: Estimate, *, price: float | None = None) -> Diff:
@@ -96,7 +97,7 @@ def diff(left: Estimate, right: Estimate, *, price: float | None = None) -> Diff
     for index, (lever, fields, apply) in enumerate(moves):
         state = apply(state) if index + 1 < len(moves) else end
         after = b if index + 1 == len(moves) else _figures(estimate_resolved(state), price)
-        changes.append(Change(lever=lever, fields=fields, before=before, after=after))
+        changes.append(LeverChange(lever=lever, fields=fields, before=before, after=after))
         before = after
     return Diff(left=left, right=right, a=a, b=b, changes=tuple(changes))
 
@@ -112,7 +113,10 @@ def _moves(start: Resolved, end: Resolved) -> list[_Move]:
         out.append(("model", {"model": names}, lambda r: replace(r, arch=end.arch, arch_origin=end.arch_origin)))
     grouped = {name for fields in GROUPS.values() for name in fields}
     cards = ("gpu", "memory_gib", "others_gib")
-    for lever, names in (*GROUPS.items(), *((n, (n,)) for n in start.values if n not in grouped and n not in cards)):
+    single = [n for n in start.values if n not in grouped and n not in cards and _matters(n, start.values["kind"])]
+    for lever, names in (*GROUPS.items(), *((n, (n,)) for n in single)):
+        if not any(_matters(n, start.values["kind"]) for n in names):
+            continue
         differing = {n: (start.values.get(n), end.values.get(n)) for n in names if start.values.get(n) != end.values.get(n)}
         if not differing:
             continue
@@ -124,6 +128,11 @@ def _moves(start: Resolved, end: Resolved) -> list[_Move]:
         told = {n: (start.values.get(n), end.values.get(n)) for n in cards if start.values.get(n) != end.values.get(n)}
         out.append(("card", told, lambda r: _card(r, end)))
     return out
+
+
+def _matters(name: str, kind: str) -> bool:
+    """Whether a field has an effect in jobs of a kind."""
+    return name not in BY_NAME or BY_NAME[name].kind in (None, kind)
 
 
 def _card(state: Resolved, end: Resolved) -> Resolved:

@@ -81,6 +81,8 @@ def leanest(lever: str, values: tuple[Any, ...], *, adapters: bool) -> tuple[Any
     """
     if lever == "compile" and adapters:
         return values
+    if lever == "offload":
+        return tuple(v for v in values if not any(set(v) < set(other) for other in values))
     return (next((v for v in _LEAN.get(lever, ()) if v in values), values[-1]),)
 
 
