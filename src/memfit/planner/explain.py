@@ -202,6 +202,8 @@ def probes(found: Found) -> tuple[Probe, ...]:
     for plan in found.plans[1:]:
         if plan.candidate is None or not best.step_s or not plan.step_s:
             continue
+        if plan.candidate.penalty != best.candidate.penalty:
+            continue
         if plan.step_s / best.step_s - 1 <= 5 * TIE:
             fields = {n: x for n, x in plan.candidate.values.items() if best.candidate.values[n] != x}
             gap = plan.step_s / best.step_s - 1

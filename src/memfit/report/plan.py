@@ -284,6 +284,8 @@ def _others(page: Page, answer: Answer) -> list[str]:
     for i, loss in enumerate(answer.losses, start=2):
         plan = loss.plan
         worse = [f"{words.get(n, n).partition(' that ')[0]} {_sign(s)}" for n, s in loss.parts if s > 0][:2]
+        if fewer := _penalty(answer, plan):
+            worse = [fewer]
         differs = {n: x for n, x in _values(plan).items() if best.get(n) != x}
         told = [_cards(plan.option)] if plan.option != answer.plans[0].option else []
         told += list(_differences(differs, plan))
@@ -306,6 +308,16 @@ def _others(page: Page, answer: Answer) -> list[str]:
         Column("lost by", flex=True),
     ]
     return table(page, columns, rows)
+
+
+def _penalty(answer: Answer, plan: Plan) -> str:
+    """What counted before time, where it decided."""
+    best, own = answer.plans[0].candidate, plan.candidate
+    if best is None or own is None or own.penalty == best.penalty:
+        return ""
+    if answer.request.objective == "changes":
+        return f"{int(own.penalty)} changes"
+    return f"{int(-own.penalty)} sequences at once"
 
 
 def _cards(option: Option) -> str:
