@@ -36,7 +36,14 @@ def test_every_plan_fits_with_the_margin_asked_for(answer):
 
 
 def test_what_was_stated_is_kept():
-    stated = {"checkpointing": "full", "micro_batch": 2, "zero": 2, "loss": "eager", "optimizer": "lion", "precision": "bf16"}
+    stated = {
+        "checkpointing": "full",
+        "micro_batch": 2,
+        "zero": 2,
+        "loss": "eager",
+        "optimizer": "lion",
+        "precision": "bf16",
+    }
     for one in ask(**stated).plans:
         for name, value in stated.items():
             assert getattr(one.job.strategy, name) == value
@@ -86,7 +93,11 @@ def test_nothing_that_changes_results_is_chosen_silently():
     tight = {"model": "llama-3.2-3b", "gpu": "rtx-3090", "seq_len": 1024, "global_batch": 4, "framework": "trl"}
     plain = ask(tight)
     for one in plain.plans:
-        assert (one.job.strategy.optimizer, one.job.strategy.precision, one.job.task.method) == ("adamw", "bf16-mixed", "full")
+        assert (one.job.strategy.optimizer, one.job.strategy.precision, one.job.task.method) == (
+            "adamw",
+            "bf16-mixed",
+            "full",
+        )
         assert one.qualities == ()
     able = ask(tight, allow=frozenset({"optimizer", "precision"}))
     best = able.plans[0]
@@ -261,7 +272,10 @@ def test_exclusions():
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_levers_of_a_difference_sum_to_it(name):
-    left, right = estimate(**SMALL[name]), estimate(**{**SMALL[name], "micro_batch": 2, "checkpointing": "none", "seq_len": 8192})
+    left, right = (
+        estimate(**SMALL[name]),
+        estimate(**{**SMALL[name], "micro_batch": 2, "checkpointing": "none", "seq_len": 8192}),
+    )
     found = diff(left, right)
     assert sum(c.delta_bytes for c in found.changes) == right.device_bytes - left.device_bytes
     assert sum(c.delta_s for c in found.changes) == pytest.approx(found.b.seconds - found.a.seconds, abs=1e-9)

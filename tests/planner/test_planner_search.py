@@ -94,7 +94,9 @@ def test_layouts_divide():
 
 
 def test_the_host_bounds_what_is_offloaded():
-    space = space_of({"model": "llama-3.1-70b", "gpu": "2xrtx-4090", "method": "qlora", "seq_len": 2048, "global_batch": 4})
+    space = space_of(
+        {"model": "llama-3.1-70b", "gpu": "2xrtx-4090", "method": "qlora", "seq_len": 2048, "global_batch": 4}
+    )
     limit = limit_of(space)
     free = Search(space, limit_bytes=limit).run()
     assert free.best[0].values["offload"]

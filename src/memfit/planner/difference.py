@@ -109,25 +109,31 @@ def _moves(start: Resolved, end: Resolved) -> list[_Move]:
     """(lever, fields, how it is applied) of everything that differs."""
     out: list[_Move] = []
     if start.arch != end.arch:
-        names = (start.completed.job.model.name, end.completed.job.model.name)
-        out.append(("model", {"model": names}, lambda r: replace(r, arch=end.arch, arch_origin=end.arch_origin)))
+        models = (start.completed.job.model.name, end.completed.job.model.name)
+        out.append(("model", {"model": models}, lambda r: replace(r, arch=end.arch, arch_origin=end.arch_origin)))
     grouped = {name for fields in GROUPS.values() for name in fields}
     cards = ("gpu", "memory_gib", "others_gib")
     single = [n for n in start.values if n not in grouped and n not in cards and _matters(n, start.values["kind"])]
     for lever, names in (*GROUPS.items(), *((n, (n,)) for n in single)):
         if not any(_matters(n, start.values["kind"]) for n in names):
             continue
-        differing = {n: (start.values.get(n), end.values.get(n)) for n in names if start.values.get(n) != end.values.get(n)}
+        differing = {
+            n: (start.values.get(n), end.values.get(n)) for n in names if start.values.get(n) != end.values.get(n)
+        }
         if not differing:
             continue
         taken = {n: pair[1] for n, pair in differing.items()}
         shown = _LAYOUT_SHOWN if lever == "layout" else _SHOWN.get(lever, names)
         told = {n: pair for n, pair in differing.items() if n in shown} or differing
-        out.append((lever, told, lambda r, taken=taken: replace(r, values={**r.values, **taken})))  # type: ignore[misc]
+        out.append((lever, told, _set(taken)))
     if any(start.values.get(n) != end.values.get(n) for n in cards):
         told = {n: (start.values.get(n), end.values.get(n)) for n in cards if start.values.get(n) != end.values.get(n)}
         out.append(("card", told, lambda r: _card(r, end)))
     return out
+
+
+def _set(taken: Mapping[str, Any]) -> Callable[[Resolved], Resolved]:
+    return lambda r: replace(r, values={**r.values, **taken})
 
 
 def _matters(name: str, kind: str) -> bool:
@@ -137,9 +143,7 @@ def _matters(name: str, kind: str) -> bool:
 
 def _card(state: Resolved, end: Resolved) -> Resolved:
     values = {**state.values, **{n: end.values.get(n) for n in ("gpu", "memory_gib", "others_gib")}}
-    return replace(
-        state, gpu=end.gpu, capacity_bytes=end.capacity_bytes, others_bytes=end.others_bytes, values=values
-    )
+    return replace(state, gpu=end.gpu, capacity_bytes=end.capacity_bytes, others_bytes=end.others_bytes, values=values)
 
 
 def _figures(found: Estimate, given: float | None) -> Figures:
@@ -156,6 +160,4 @@ def _figures(found: Estimate, given: float | None) -> Figures:
     price = price_of(resolved.gpu, given) if resolved.gpu is not None else None
     if price is not None and rate:
         usd = price.usd_per_hour / HOUR_S / rate * MILLION
-    return Figures(
-        device_bytes=found.device_bytes, seconds=seconds, tokens_per_s_per_gpu=rate, usd_per_mtoken=usd
-    )
+    return Figures(device_bytes=found.device_bytes, seconds=seconds, tokens_per_s_per_gpu=rate, usd_per_mtoken=usd)

@@ -403,7 +403,8 @@ class Search:
 
     def _time(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> Floats:
         self.state.evaluated += len(rows["tp"])
-        times = speed.evaluate(at(self.space.base, chosen), calibration=self.calibration, **rows)
+        columns: dict[str, Any] = dict(rows)
+        times = speed.evaluate(at(self.space.base, chosen), calibration=self.calibration, **columns)
         seconds: Floats = times.step_s
         if self.space.global_batch is not None:
             return seconds
@@ -413,7 +414,8 @@ class Search:
 
     def _memory(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> tuple[Ints, Ints, Ints]:
         self.state.evaluated += len(rows["tp"])
-        peaks = arrays.evaluate(at(self.space.base, chosen), **rows)
+        columns: dict[str, Any] = dict(rows)
+        peaks = arrays.evaluate(at(self.space.base, chosen), **columns)
         return peaks.need, peaks.device, peaks.host
 
     def _note_unlimited(self, fast: Mapping[str, Any], rows: Mapping[str, Ints], seconds: Floats) -> None:

@@ -89,7 +89,9 @@ def candidates(request: Request, option: Option) -> Iterator[Job]:
     tool = engine(str(strategy.framework))
     cluster = make_cluster(option.gpu, option.gpus, gpus_per_node=job.hardware.gpus_per_node)
     hardware = replace(job.hardware, gpu=option.gpu.name, gpus=option.gpus, gpus_per_node=cluster.gpus_per_node)
-    base = replace(job, task=replace(job.task, kind="serve"), hardware=hardware, strategy=replace(strategy, tp=None, pp=None))
+    base = replace(
+        job, task=replace(job.task, kind="serve"), hardware=hardware, strategy=replace(strategy, tp=None, pp=None)
+    )
     arch = resolve(base).arch
     heads = [b.attention.num_heads for b in arch.decoder.blocks if b.attention]
     keys = [b.attention.num_kv_heads for b in arch.decoder.blocks if b.attention and b.attention.kind != "mla"]

@@ -181,7 +181,7 @@ def make_space(
         framework, why = default_framework(method, gpus)
         notes.append(f"framework {framework}: none was stated; {why}")
     check_framework(framework)
-    bare = {n: None for n in job.strategy.__dataclass_fields__ if n in _SIZES or n in free}
+    bare: dict[str, Any] = {n: None for n in job.strategy.__dataclass_fields__ if n in _SIZES or n in free}
     strategy = replace(job.strategy, **{**bare, "framework": framework})
     task = replace(job.task, kind="train", seq_len=stated.get("seq_len"), global_batch=None)
     hardware = replace(job.hardware, gpu=gpu.name, gpus=gpus, gpus_per_node=None)
@@ -273,9 +273,7 @@ def _tensor_ways(space: Space) -> list[int]:
     widths = _widths(arch)
     keys = [b.attention.num_kv_heads for b in arch.decoder.blocks if b.attention and b.attention.kind != "mla"]
     return [
-        t
-        for t in divisors(room)
-        if all(w % t == 0 for w in widths) and all(k % t == 0 or t % k == 0 for k in keys)
+        t for t in divisors(room) if all(w % t == 0 for w in widths) and all(k % t == 0 or t % k == 0 for k in keys)
     ]
 
 
@@ -336,7 +334,7 @@ def _layouts(space: Space) -> Iterator[Layout]:
                 dp = space.gpus // ways
                 meshes += [(tp, cp, ep, dp) for ep in eps if (dp * cp * tp) % ep == 0]
         for spread in spreads:
-            rows = [
+            rows: list[tuple[int, ...]] = [
                 (tp, cp, ep, dp, shard, micro, accum)
                 for tp, cp, ep, dp in meshes
                 for micro, accum in _batches(space, dp, pp, schedule)

@@ -414,7 +414,9 @@ def _checked(page: Page, answer: Answer) -> list[str]:
             lines += paragraph(page, f"{name} was not traced: {clean(check.why)}")
         else:
             word = "finishes" if check.fits else "does not finish"
-            lines += paragraph(page, f"{name} traced through the real module: {word}, needs {gib(check.need_bytes)} GiB")
+            lines += paragraph(
+                page, f"{name} traced through the real module: {word}, needs {gib(check.need_bytes)} GiB"
+            )
     return lines
 
 
@@ -433,7 +435,9 @@ def _notes(page: Page, answer: Answer) -> list[str]:
     if answer.considered:
         wanted = f"wanted: {OBJECTIVES[answer.request.objective]}, P(OOM) at most {answer.request.risk:.3g}"
         count = f"{answer.considered:,} candidate{'s' if answer.considered > 1 else ''} considered"
-        rest = f", {answer.evaluated:,} evaluated and the rest bounded out" if answer.evaluated < answer.considered else ""
+        rest = (
+            f", {answer.evaluated:,} evaluated and the rest bounded out" if answer.evaluated < answer.considered else ""
+        )
         lines += paragraph(page, f"{wanted}; {count}{rest}")
     return lines
 
@@ -457,5 +461,9 @@ def _impossible(page: Page, answer: Answer) -> list[str]:
     if not found.ways:
         return [*lines, *paragraph(page, "  no single change makes it possible")]
     rows: list[Row] = [[w.what, w.flags, w.costs] for w in found.ways]
-    columns = [Column("one of these makes it possible", flex=True), Column("flags", flex=True), Column("costs", flex=True)]
+    columns = [
+        Column("one of these makes it possible", flex=True),
+        Column("flags", flex=True),
+        Column("costs", flex=True),
+    ]
     return [*lines, "", *table(page, columns, rows)]
