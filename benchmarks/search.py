@@ -1,9 +1,9 @@
 """How fast is the planner? ``python benchmarks/search.py [--quick] [--json]``
 
-For full training on 1, 8, 512 and 16,384 GPUs, and for Llama-3.1-70B on 64 H100: candidates considered (in the space) and
-evaluated (their time or memory computed), seconds of the search, candidates considered per second, peak memory of the process.
-"Time to first plan" is a whole new process: starting Python, reading the data files, searching and explaining. Times are wall times; CPU seconds
-stand beside them, since other work on the machine stretches only the former. Each question runs in a process of its own.
+For full training on 1, 8, 64, 512 and 16,384 GPUs: candidates considered (in the space) and evaluated (their time or
+memory computed), seconds of the search, candidates considered per second, peak memory of the process. "First plan" is a
+whole new process: starting Python, reading the data files, searching and explaining. Times are wall times; CPU seconds
+stand beside them, since other work on the machine stretches only the former. Each question has a process of its own.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from memfit.planner.search import Search
 from memfit.planner.space import make_space
 
 SMALL = {
-    "trl": {"model": "llama-3.2-1b", "gpu": "4xrtx-4090", "framework": "trl", "seq_len": 2048, "global_batch": 8, "zero": 3},
+    "trl": {"model": "llama-3.2-1b", "gpu": "4xrtx-4090", "framework": "trl", "seq_len": 2048, "global_batch": 8,
+        "zero": 3},
     "trl-qlora": {
         "model": "llama-3.1-8b", "gpu": "2xrtx-4090", "framework": "trl", "method": "qlora", "seq_len": 4096,
         "global_batch": 8, "loss": "chunked",
@@ -27,8 +28,8 @@ SMALL = {
     },
     "megatron": {"model": "llama-3.1-8b", "gpu": "8xh100", "framework": "megatron", "seq_len": 8192, "global_batch": 8,
         "cp": 1, "sequence_parallel": True, "zero": 1, "virtual_pp": 1},
-    "deepspeed": {"model": "llama-3.2-1b", "gpu": "4xa100", "framework": "deepspeed", "seq_len": 8192, "global_batch": 8,
-        "loss": "fused", "attention": "flash", "compile": True},
+    "deepspeed": {"model": "llama-3.2-1b", "gpu": "4xa100", "framework": "deepspeed", "seq_len": 8192,
+        "global_batch": 8, "loss": "fused", "attention": "flash", "compile": True},
     "torch": {"model": "gpt2", "gpu": "2xrtx-3090", "framework": "torch", "seq_len": 1024, "global_batch": 16,
         "loss": "compiled", "attention": "flash"},
 }  # fmt: skip

@@ -11,7 +11,8 @@ from memfit.job import dumps, from_kwargs, load
 from memfit.planner import Request, plan
 from memfit.planner.capabilities import capability, excluded, names, qualities
 from memfit.planner.difference import diff
-from memfit.planner.planning import _steps, find
+from memfit.planner.planning import find
+from memfit.planner.request import _steps
 
 ONE = {"model": "llama-3.2-1b", "gpu": "rtx-4090", "seq_len": 2048, "global_batch": 8, "framework": "trl"}
 TWO = {**ONE, "gpu": "2xrtx-4090", "attention": "flash"}
@@ -238,7 +239,7 @@ def test_contradictions_are_named():
         ask(tp=2, dp=2)
     with pytest.raises(UnknownNameError, match="rtx-4090"):
         ask(gpu="rtx-4091")
-    with pytest.raises(MemfitError, match="no card is named|none is named"):
+    with pytest.raises(MemfitError, match="none is named"):
         plan(Request(job=from_kwargs(model="llama-3.2-1b")))
     with pytest.raises(MemfitError, match="has no best one"):
         ask({"model": "llama-3.2-1b", "gpu": "any"})

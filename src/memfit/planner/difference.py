@@ -32,7 +32,7 @@ _LAYOUT_SHOWN = ("gpus", "dp", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_p
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """A job by the two models: bytes on the card, seconds of a step (or of a token), rate, dollars; None where unknown."""
+    """A job by the two models: bytes on the card, seconds of a step or token, rate, dollars; None where unknown."""
 
     device_bytes: int
     seconds: float | None

@@ -16,8 +16,8 @@ from memfit.planner.search import Candidate, at
 from memfit.planner.space import Space
 
 TIE = 0.02
-"""Plans whose times differ by less are equal: repeated runs of one configuration differ by up to 1 %, the same design at
-two vendors by 2 % (MLPerf step times)."""
+"""Plans whose times differ by less are equal: repeated runs of one configuration differ by up to 1 %, the same design
+at two vendors by 2 % (MLPerf step times)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

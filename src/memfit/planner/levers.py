@@ -1,4 +1,4 @@
-"""The levers of a training job: in which order they are searched, which values are fast or lean, what they are called."""
+"""The levers of a training job: how they are searched, which values are fast or lean, what they are called."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def leanest(lever: str, values: tuple[Any, ...], *, adapters: bool) -> tuple[Any
 
 
 def chain(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of checkpointing along which time grows and need shrinks: none, every n-th layer with n falling, full."""
+    """Values of checkpointing along which time grows and need shrinks: none, every n-th layer with n falling, full."""
     return tuple(v for v in values if v in ("none", "full") or isinstance(v, int))
 
 

@@ -1,8 +1,8 @@
 """The search: the best candidates of a space by branch and bound, with the memory model and the time model as they are.
 
 A node of the tree has chosen some levers. Its bound in time is the time with the remaining levers at their fastest
-values, its bound in memory the need with them at their leanest (``levers.BOUNDED``); rows that cannot be among the best,
-or cannot fit, go no further. Nothing else is left out, so the first answer is the optimum of the two models wherever
+values, its bound in memory the need with them at their leanest (``levers.BOUNDED``); rows that cannot be among the
+best, or cannot fit, go no further. Nothing else is left out, so the first answer is the optimum of the two models wherever
 these values are what they are said to be, which a test compares with brute force.
 """
 

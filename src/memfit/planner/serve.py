@@ -119,7 +119,7 @@ def _choices(request: Request, lever: str, able: tuple[str, ...], option: Option
 
 
 def _stretched(request: Request, job: Job) -> Estimate | None:
-    """The estimate of a candidate that fits, with the longest context or the most sequences where these are asked for."""
+    """The estimate of a candidate that fits, with the longest context or the most sequences where that is asked for."""
     if request.objective == "seq":
         context = _largest(request, job, "context", _MOST_CONTEXT)
         job = _with(job, context=context) if context else job

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SIZES = ("micro_batch", "grad_accum", "dp", "dp_shard", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp")
 _MOST_VIRTUAL = 8
 _LEAST_TOKENS = 256
-"""Context parallelism leaves each rank at least so many tokens: below, a rank's attention is shorter than its exchange."""
+"""Context parallelism leaves each rank at least so many tokens."""
 _MOST_MICRO = 512
 _TUNING_SEQUENCES = 64
 _TUNING_GPUS = 16
@@ -213,9 +213,8 @@ def make_space(
                 notes.append(f"{lever} {stated[lever]} was stated, though {framework} is not known to offer it")
             own = (stated[lever],)
         searched[lever] = own
-    for axis in ("tp", "pp", "cp", "ep"):
-        if stated.get(axis, 1) > 1 and not getattr(cap, axis):
-            notes.append(f"{axis} {stated[axis]} was stated, though {framework} is not known to offer it")
+    odd = [axis for axis in ("tp", "pp", "cp", "ep") if stated.get(axis, 1) > 1 and not getattr(cap, axis)]
+    notes += [f"{axis} {stated[axis]} was stated, though {framework} is not known to offer it" for axis in odd]
     return Space(
         base=base,
         fixed=stated,
@@ -258,9 +257,7 @@ def _widths(arch: Architecture) -> list[int]:
             found.append(block.attention.num_heads)
         if block.recurrent and block.recurrent.num_heads:
             found.append(block.recurrent.num_heads)
-        if isinstance(block.ffn, Mlp):
-            found.append(block.ffn.intermediate)
-        elif isinstance(block.ffn, Moe):
+        if isinstance(block.ffn, Mlp | Moe):
             found.append(block.ffn.intermediate)
     return found
 
