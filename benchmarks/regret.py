@@ -1,6 +1,7 @@
 """How much throughput does a pick lose against the best configuration that anybody measured?
 
-``python benchmarks/regret.py FILES... [--json] [--risk P] [--peers [DIR]] [--calibration FILE] [--rows out.csv]``
+``python benchmarks/regret.py FILES... [--json] [--risk P] [--peers [DIR]] [--calibration FILE] [--rows out.csv] [--page
+docs/speed-table.md]``
 
 Each file holds truth records, one JSON object a line. Records with the same ``arena`` competed for the same work
 (model, GPUs, global batch, length): they are the candidates, failures included. A planner predicts for each candidate
@@ -498,6 +499,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--risk", type=float, default=RISK, help=f"P(OOM) that still passes (default {RISK})")
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="figures from `memfit calibrate`")
     parser.add_argument("--rows", type=Path, metavar="CSV", help="also write every candidate to this file")
+    parser.add_argument("--page", type=Path, metavar="MD", help="also write the tables to this page")
     parser.add_argument(
         "--peers", nargs="?", const=Path("build/peers"), type=Path, metavar="DIR", help="ask llm-analysis too"
     )
@@ -519,6 +521,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out.writerow(["id", "arena", "tokens_per_s", "failed", "step_s", "p_oom"])
             for row in scores["rows"]:
                 out.writerow([row[k] for k in ("id", "arena", "tokens_per_s", "failed", "step_s", "p_oom")])
+    if options.page:
+        names = ", ".join(f"`{path.name}`" for path in options.files)
+        head = f"Written by `benchmarks/regret.py --page` from {names}.\n\n"
+        options.page.write_text(f"{head}```text\n{report(scores)}\n```\n", encoding="utf-8")
     for message in scores["unread"]:
         print(message, file=sys.stderr)
     print(json.dumps(scores, indent=1) if options.json else report(scores))

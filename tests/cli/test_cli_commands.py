@@ -62,7 +62,7 @@ def test_commands_and_flags_are_frozen():
 
 
 def test_every_field_of_a_job_has_its_flags():
-    for name in ("estimate", "compare", "job"):
+    for name in ("estimate", "diff", "job"):
         opts = {opt for param in commands()[name].params for opt in (*param.opts, *param.secondary_opts)}
         for spec in FIELDS:
             assert set(spec.flags) <= opts
@@ -426,8 +426,8 @@ def test_batch_that_cannot_be_read(tmp_path):
         (["model", "none-such-xyz"], "unknown model"),
         (["models", "zzz"], "unknown model"),
         (["gpus", "zzz"], "unknown GPU"),
-        (["compare", "qwen3-8b"], "is missing"),
-        (["compare", "qwen3-8b", "none.toml"], "no such file"),
+        (["diff", "qwen3-8b"], "is missing"),
+        (["diff", "qwen3-8b", "none.toml"], "no such file"),
     ],
 )
 def test_refusals(words, says):
@@ -591,11 +591,14 @@ def test_gpus():
     assert "measured" in ok("gpus", "h100", "-v") or "nvidia" in ok("gpus", "h100", "-v").lower()
 
 
-def test_compare():
-    text = ok("compare", "qwen3-4b", "qwen3-8b", "--gpu", "h100", "--method", "lora")
-    document = json.loads(ok("compare", "qwen3-4b", "qwen3-8b", "--gpu", "h100", "--method", "lora", "--json"))
+def test_diff():
+    text = ok("diff", "qwen3-4b", "qwen3-8b", "--gpu", "h100", "--method", "lora")
+    document = json.loads(ok("diff", "qwen3-4b", "qwen3-8b", "--gpu", "h100", "--method", "lora", "--json"))
     totals = [document[side]["peak_bytes"]["device"] for side in ("left", "right")]
     assert sum(d["delta_bytes"] for d in document["differences"]) == totals[1] - totals[0]
     assert f"{(totals[1] - totals[0]) / 2**30:+.2f}" in text
     assert text.startswith("A ")
-    assert ok("compare", "qwen3-4b", "qwen3-4b", "-q").startswith("0.00 GiB")
+    assert sum(c["delta_bytes"] for c in document["levers"]) == totals[1] - totals[0]
+    assert [c["lever"] for c in document["levers"]] == ["model"]
+    assert document["time"]["right"]["seconds"] > document["time"]["left"]["seconds"]
+    assert ok("diff", "qwen3-4b", "qwen3-4b", "-q").startswith("0.00 GiB")

@@ -12,7 +12,7 @@ from memfit.job import FIELDS
 PLAIN = {"COLUMNS": "80", "NO_COLOR": "1", "FORCE_COLOR": None, "MEMFIT_DEBUG": None}
 WORDS = st.sampled_from(
     [
-        "estimate", "job", "model", "models", "gpus", "compare", "llama-3.2-1b", "qwen3-0.6b", "mamba-130m",
+        "estimate", "job", "model", "models", "gpus", "diff", "llama-3.2-1b", "qwen3-0.6b", "mamba-130m",
         "bert-base", "--json", "-q", "-v", "--timeline", "--sweep", "seq=1k..4k", "zero=0,3", "--full", "--as",
         "llama", "--gpu",
         "h100", "8xh100", "rtx-4090", "--zero", "3", "0", "-1", "1e9", "--seq", "8k", "1m", "--method", "lora", "qlora",

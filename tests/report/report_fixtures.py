@@ -11,7 +11,8 @@ from memfit.formula.reading import Outside, Reading
 from memfit.formula.resolve import resolve
 from memfit.job import from_kwargs
 from memfit.ledger import Band
-from memfit.report.compare import compare_text
+from memfit.planner.difference import Diff, Figures, LeverChange
+from memfit.report.diff import diff_text
 from memfit.report.estimate import estimate_text
 from memfit.report.html import estimate_html
 from memfit.report.page import Page
@@ -140,6 +141,14 @@ def sweep(axes=1):
     return Sweep(axes=(rows, columns), cells=(cells[3], cells[0], cells[2], cells[1]))
 
 
+def two_jobs():
+    left, right = fits(), not_fitting()
+    a = Figures(device_bytes=left.device_bytes, seconds=2.5, tokens_per_s_per_gpu=9000.0, usd_per_mtoken=0.07)
+    b = Figures(device_bytes=right.device_bytes, seconds=2.0, tokens_per_s_per_gpu=11250.0, usd_per_mtoken=0.056)
+    change = LeverChange(lever="checkpointing", fields={"checkpointing": ("full", "none")}, before=a, after=b)
+    return Diff(left=left, right=right, a=a, b=b, changes=(change,))
+
+
 def rendered(width):
     """Every golden text of one width, by name."""
     page = Page(width=width)
@@ -147,7 +156,7 @@ def rendered(width):
     texts["timeline"] = timeline_text(page, fits())
     texts["sweep"] = sweep_text(page, sweep())
     texts["sweep-two"] = sweep_text(page, sweep(2))
-    texts["compare"] = compare_text(page, fits(), not_fitting(), ("llama-3.1-8b", "b.toml"))
+    texts["diff"] = diff_text(page, two_jobs(), ("llama-3.1-8b", "b.toml"))
     texts["verbose"] = estimate_text(Page(width=width, verbose=True), pipeline()).rpartition("\n\n")[0] + "\n"
     texts["ascii"] = estimate_text(Page(width=width, unicode=False), not_fitting(), command=COMMAND)
     return texts

@@ -18,7 +18,7 @@ from memfit.report.sweep import sweep_document
 from memfit.report.timeline import moments
 
 SURFACE = Path(__file__).parent / "schema_surface.txt"
-NAMES = ("estimate", "error", "sweep", "trace")
+NAMES = ("estimate", "error", "sweep", "trace", "plan", "diff")
 JOBS = {
     "train": {"model": "llama-3.1-8b", "gpu": "8xh100", "zero": 3, "seq_len": 8192},
     "no card": {"model": "qwen3-0.6b"},

@@ -83,6 +83,13 @@ def test_only_serving_jobs_with_a_card_have_a_latency():
         step_time(from_kwargs(model="gpt2", kind="serve", gpu="h100"))
 
 
+def test_an_encoder_makes_no_tokens():
+    job = {"model": "bert-base-uncased", "kind": "serve", "gpu": "l4"}
+    with pytest.raises(MemfitError, match="encoder"):
+        latency(from_kwargs(**job))
+    assert estimate(**job).step_s is None
+
+
 def test_an_estimate_of_a_server_has_both():
     found = estimate(**BASE)
     document = found.to_dict(full=False)

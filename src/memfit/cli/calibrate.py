@@ -21,7 +21,7 @@ from memfit.errors import InputFileError
 def command(
     *, records: tuple[str, ...], output: str, force: bool, as_json: bool, quiet: bool, verbose: bool, no_color: bool
 ) -> int:
-    """Refines the figures of the time model by measured runs.
+    """The figures of the time model refined by measured runs.
 
     RECORDS are files of JSON lines: each has a `job` and under `measured` the `tokens_per_s_per_gpu` or the `step_s`
     of its run. The figures are written to a file that `memfit estimate --calibration FILE` reads.

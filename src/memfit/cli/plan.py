@@ -28,7 +28,10 @@ _ENDINGS = {".toml": "toml", ".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 @output_options
 @click.option("--objective", type=click.Choice(_OBJECTIVES), help="What is best; time unless stated.")
 @click.option(
-    "--allow", "allow", multiple=True, metavar="WHAT",
+    "--allow",
+    "allow",
+    multiple=True,
+    metavar="WHAT",
     help="Permit what changes results: optimizer, precision, method, weights, kv, or one value such as adamw-8bit.",
 )
 @click.option("--risk", metavar="P", default="1%", help="Largest accepted probability of running out of memory; 1%.")
@@ -112,7 +115,7 @@ def _request(ctx: click.Context, source: str | None, options: Mapping[str, Any])
     if today is not None:
         now = _today(ctx, today)
         job = Given(now.document, job.overrides, job.family, job.flags)
-    objective = options["objective"] or ("changes" if today is not None else "time")
+    objective: Any = options["objective"] or ("changes" if today is not None else "time")
     return Request(
         job=job.job(),
         today=None if now is None else now.job(),

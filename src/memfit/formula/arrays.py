@@ -55,7 +55,8 @@ class Peaks:
     @property
     def need(self) -> Ints:
         """The middle of what must be there for the run to finish: the band ``need`` of ``Estimate`` lies around it."""
-        return needed(self.allocated, self.reserved, self.device - self.reserved)
+        middle: Ints = needed(self.allocated, self.reserved, self.device - self.reserved)
+        return middle
 
 
 def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) -> Peaks:

@@ -147,7 +147,9 @@ def _kind(request: Request) -> str:
     strategy = replace(
         job.strategy, micro_batch=None, grad_accum=None, dp=None, dp_shard=None, tp=None, pp=None, cp=None, ep=None
     )
-    bare = replace(job, strategy=strategy, hardware=replace(job.hardware, gpus=None), task=replace(job.task, global_batch=None))
+    bare = replace(
+        job, strategy=strategy, hardware=replace(job.hardware, gpus=None), task=replace(job.task, global_batch=None)
+    )
     return str(complete(bare).values["kind"])
 
 

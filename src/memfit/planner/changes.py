@@ -37,7 +37,9 @@ def _differs(group: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
             old["pp"] > 1 and (new["pp_schedule"], new["virtual_pp"]) != (old["pp_schedule"], old["virtual_pp"])
         )
     if group == "tp":
-        both = (new["tp"] == old["tp"]) & ((new["tp"] == 1) | (bool(new["sequence_parallel"]) == bool(old["sequence_parallel"])))
+        both = (new["tp"] == old["tp"]) & (
+            (new["tp"] == 1) | (bool(new["sequence_parallel"]) == bool(old["sequence_parallel"]))
+        )
         return both == False  # noqa: E712 - a column of booleans
     if group == "zero":
         spans = (new["dp_shard"] == new["dp"]) & (old["dp_shard"] == old["dp"]) | (new["dp_shard"] == old["dp_shard"])

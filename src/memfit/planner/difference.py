@@ -12,6 +12,7 @@ from memfit.errors import MemfitError
 from memfit.formula.estimate import Estimate, estimate_resolved
 from memfit.formula.resolve import Resolved
 from memfit.hardware import price as price_of
+from memfit.job import BY_NAME
 from memfit.planner.plans import HOUR_S, MILLION
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -31,7 +32,7 @@ _LAYOUT_SHOWN = ("gpus", "dp", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_p
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """A job by the two models: bytes on the card, seconds of a step (or of a token), rate, dollars; None where unknown."""
+    """A job by the two models: bytes on the card, seconds of a step or token, rate, dollars; None where unknown."""
 
     device_bytes: int
     seconds: float | None
@@ -40,7 +41,7 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
+class LeverChange:
     """One lever that differs.
 
     Attributes:
@@ -74,7 +75,7 @@ class Diff:
     right: Estimate
     a: Figures
     b: Figures
-    changes: tuple[Change, ...]
+    changes: tuple[LeverChange, ...]
 
 
 def diff(left: Estimate, right: Estimate, *, price: float | None = None) -> Diff:
@@ -96,7 +97,7 @@ def diff(left: Estimate, right: Estimate, *, price: float | None = None) -> Diff
     for index, (lever, fields, apply) in enumerate(moves):
         state = apply(state) if index + 1 < len(moves) else end
         after = b if index + 1 == len(moves) else _figures(estimate_resolved(state), price)
-        changes.append(Change(lever=lever, fields=fields, before=before, after=after))
+        changes.append(LeverChange(lever=lever, fields=fields, before=before, after=after))
         before = after
     return Diff(left=left, right=right, a=a, b=b, changes=tuple(changes))
 
@@ -108,29 +109,41 @@ def _moves(start: Resolved, end: Resolved) -> list[_Move]:
     """(lever, fields, how it is applied) of everything that differs."""
     out: list[_Move] = []
     if start.arch != end.arch:
-        names = (start.completed.job.model.name, end.completed.job.model.name)
-        out.append(("model", {"model": names}, lambda r: replace(r, arch=end.arch, arch_origin=end.arch_origin)))
+        models = (start.completed.job.model.name, end.completed.job.model.name)
+        out.append(("model", {"model": models}, lambda r: replace(r, arch=end.arch, arch_origin=end.arch_origin)))
     grouped = {name for fields in GROUPS.values() for name in fields}
     cards = ("gpu", "memory_gib", "others_gib")
-    for lever, names in (*GROUPS.items(), *((n, (n,)) for n in start.values if n not in grouped and n not in cards)):
-        differing = {n: (start.values.get(n), end.values.get(n)) for n in names if start.values.get(n) != end.values.get(n)}
+    single = [n for n in start.values if n not in grouped and n not in cards and _matters(n, start.values["kind"])]
+    for lever, names in (*GROUPS.items(), *((n, (n,)) for n in single)):
+        if not any(_matters(n, start.values["kind"]) for n in names):
+            continue
+        differing = {
+            n: (start.values.get(n), end.values.get(n)) for n in names if start.values.get(n) != end.values.get(n)
+        }
         if not differing:
             continue
         taken = {n: pair[1] for n, pair in differing.items()}
         shown = _LAYOUT_SHOWN if lever == "layout" else _SHOWN.get(lever, names)
         told = {n: pair for n, pair in differing.items() if n in shown} or differing
-        out.append((lever, told, lambda r, taken=taken: replace(r, values={**r.values, **taken})))  # type: ignore[misc]
+        out.append((lever, told, _set(taken)))
     if any(start.values.get(n) != end.values.get(n) for n in cards):
         told = {n: (start.values.get(n), end.values.get(n)) for n in cards if start.values.get(n) != end.values.get(n)}
         out.append(("card", told, lambda r: _card(r, end)))
     return out
 
 
+def _set(taken: Mapping[str, Any]) -> Callable[[Resolved], Resolved]:
+    return lambda r: replace(r, values={**r.values, **taken})
+
+
+def _matters(name: str, kind: str) -> bool:
+    """Whether a field has an effect in jobs of a kind."""
+    return name not in BY_NAME or BY_NAME[name].kind in (None, kind)
+
+
 def _card(state: Resolved, end: Resolved) -> Resolved:
     values = {**state.values, **{n: end.values.get(n) for n in ("gpu", "memory_gib", "others_gib")}}
-    return replace(
-        state, gpu=end.gpu, capacity_bytes=end.capacity_bytes, others_bytes=end.others_bytes, values=values
-    )
+    return replace(state, gpu=end.gpu, capacity_bytes=end.capacity_bytes, others_bytes=end.others_bytes, values=values)
 
 
 def _figures(found: Estimate, given: float | None) -> Figures:
@@ -147,6 +160,4 @@ def _figures(found: Estimate, given: float | None) -> Figures:
     price = price_of(resolved.gpu, given) if resolved.gpu is not None else None
     if price is not None and rate:
         usd = price.usd_per_hour / HOUR_S / rate * MILLION
-    return Figures(
-        device_bytes=found.device_bytes, seconds=seconds, tokens_per_s_per_gpu=rate, usd_per_mtoken=usd
-    )
+    return Figures(device_bytes=found.device_bytes, seconds=seconds, tokens_per_s_per_gpu=rate, usd_per_mtoken=usd)

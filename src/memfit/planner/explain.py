@@ -16,8 +16,8 @@ from memfit.planner.search import Candidate, at
 from memfit.planner.space import Space
 
 TIE = 0.02
-"""Plans whose times differ by less are equal: repeated runs of one configuration differ by up to 1 %, the same design at
-two vendors by 2 % (MLPerf step times)."""
+"""Plans whose times differ by less are equal: repeated runs of one configuration differ by up to 1 %, the same design
+at two vendors by 2 % (MLPerf step times)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +124,9 @@ def _start(found: Found, space: Space) -> dict[str, Any]:
     return _arranged(space, values)
 
 
-def _apply(space: Space, values: Mapping[str, Any], target: Mapping[str, Any], lever: str, *, last: bool) -> dict[str, Any]:
+def _apply(
+    space: Space, values: Mapping[str, Any], target: Mapping[str, Any], lever: str, *, last: bool
+) -> dict[str, Any]:
     """The configuration with one more group of levers as in the target."""
     after = {**values, **{n: target[n] for n in levers.GROUPS[lever] if n not in ("dp_shard", "grad_accum")}}
     arranged = _arranged(space, after, target["dp_shard"] if lever == "zero" or last else None)
@@ -147,7 +149,7 @@ def figures(space: Space, values: Mapping[str, Any], calibration: Any) -> tuple[
     """(middle of the need, seconds of a step of the global batch) of one configuration."""
     import numpy as np
 
-    numbers = {n: np.array([values[n]], dtype=np.int64) for n in levers.NUMBERS}
+    numbers: dict[str, Any] = {n: np.array([values[n]], dtype=np.int64) for n in levers.NUMBERS}
     resolved = at(space.base, {n: x for n, x in values.items() if n not in levers.NUMBERS})
     need = int(arrays.evaluate(resolved, **numbers).need[0])
     seconds = float(speed.evaluate(resolved, calibration=calibration, **numbers).step_s[0])
@@ -197,10 +199,14 @@ def probes(found: Found) -> tuple[Probe, ...]:
     best = found.plans[0]
     out = []
     if best.p_oom > found.request.risk / 10:
-        out.append(Probe(why=f"it runs out of memory with P(OOM) {best.p_oom:.2%}: 20 steps of it settle that", fields={}))
+        out.append(
+            Probe(why=f"it runs out of memory with P(OOM) {best.p_oom:.2%}: 20 steps of it settle that", fields={})
+        )
     assert best.candidate is not None
     for plan in found.plans[1:]:
         if plan.candidate is None or not best.step_s or not plan.step_s:
+            continue
+        if plan.candidate.penalty != best.candidate.penalty:
             continue
         if plan.step_s / best.step_s - 1 <= 5 * TIE:
             fields = {n: x for n, x in plan.candidate.values.items() if best.candidate.values[n] != x}

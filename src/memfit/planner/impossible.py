@@ -71,7 +71,9 @@ def explain(request: Request) -> Impossible:
     if need is None:
         reason = f"no layout divides over {field.option.gpus} GPUs with what is fixed"
     elif need > field.limit_bytes and p is not None and p <= MOST_RISK:
-        reason = f"the leanest configuration runs out of memory with P(OOM) {p:.1%}, more than the accepted {request.risk:g}"
+        reason = (
+            f"the leanest configuration runs out of memory with P(OOM) {p:.1%}, more than the accepted {request.risk:g}"
+        )
     elif need > field.limit_bytes:
         reason = "even the leanest configuration needs more than the card has"
     else:
@@ -171,7 +173,9 @@ def _more(request: Request, field: Field) -> Iterator[WayOut]:
     while count * 2 <= _MOST_GPUS:
         count *= 2
         if _possible(request, replace(field.option, gpus=count)):
-            yield WayOut(what=f"{count} GPUs instead of {field.option.gpus}", flags=f"--gpu {count}x{field.option.gpu.name}")
+            yield WayOut(
+                what=f"{count} GPUs instead of {field.option.gpus}", flags=f"--gpu {count}x{field.option.gpu.name}"
+            )
             return
 
 

@@ -1,4 +1,4 @@
-"""The levers of a training job: in which order they are searched, which values are fast or lean, what they are called."""
+"""The levers of a training job: how they are searched, which values are fast or lean, what they are called."""
 
 from __future__ import annotations
 
@@ -81,11 +81,13 @@ def leanest(lever: str, values: tuple[Any, ...], *, adapters: bool) -> tuple[Any
     """
     if lever == "compile" and adapters:
         return values
+    if lever == "offload":
+        return tuple(v for v in values if not any(set(v) < set(other) for other in values))
     return (next((v for v in _LEAN.get(lever, ()) if v in values), values[-1]),)
 
 
 def chain(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The values of checkpointing along which time grows and need shrinks: none, every n-th layer with n falling, full."""
+    """Values of checkpointing along which time grows and need shrinks: none, every n-th layer with n falling, full."""
     return tuple(v for v in values if v in ("none", "full") or isinstance(v, int))
 
 

@@ -88,8 +88,11 @@ def free_fields(request: Request) -> frozenset[str]:
 
 def field_of(request: Request, option: Option, seq_len: int | None = None) -> Field:
     """The space of one set of GPUs, with its limits."""
+    job = request.job
+    if request.today is not None and job.task.global_batch is None:
+        job = replace(job, task=replace(job.task, global_batch=today_values(request)["global_batch"]))
     space = make_space(
-        request.job,
+        job,
         option.gpu,
         option.gpus,
         allow=request.allow,

@@ -147,7 +147,7 @@ def time_of(space: Space, values: Mapping[str, Any], calibration: Any) -> tuple[
     """(seconds of a step, tokens per second and GPU, parts) of one candidate."""
     import numpy as np
 
-    numbers = {n: np.array([values[n]], dtype=np.int64) for n in levers.NUMBERS}
+    numbers: dict[str, Any] = {n: np.array([values[n]], dtype=np.int64) for n in levers.NUMBERS}
     static = {n: x for n, x in values.items() if n not in levers.NUMBERS}
     times = speed.evaluate(at(space.base, static), parts=True, calibration=calibration, **numbers)
     parts = {name: float(np.asarray(column).reshape(-1)[0]) for name, column in (times.parts or {}).items()}

@@ -16,7 +16,7 @@ from memfit.planner.capabilities import check_allowed
 Objective = Literal["time", "throughput", "cost", "gpus", "seq", "batch", "changes"]
 
 OBJECTIVES: Mapping[str, str] = {
-    "time": "shortest optimizer step",
+    "time": "least time",
     "throughput": "most tokens per second and GPU",
     "cost": "fewest dollars per token",
     "gpus": "fewest GPUs",

@@ -1,9 +1,9 @@
 """The search: the best candidates of a space by branch and bound, with the memory model and the time model as they are.
 
 A node of the tree has chosen some levers. Its bound in time is the time with the remaining levers at their fastest
-values, its bound in memory the need with them at their leanest (``levers.BOUNDED``); rows that cannot be among the best,
-or cannot fit, go no further. Nothing else is left out, so the first answer is the optimum of the two models wherever
-these values are what they are said to be, which a test compares with brute force.
+values, its bound in memory the need with them at their leanest (``levers.BOUNDED``); rows that cannot be among the
+best, or cannot fit, go no further. Nothing else is left out, so the first answer is the optimum of the two models
+wherever these values are what they are said to be, which a test compares with brute force.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Search:
 
     def run(self) -> Outcome:
         """Search the whole space."""
-        roots = [self._root(chosen, layout) for chosen, layout in self.space.roots()]
+        roots = [self._root(c, layout) for c, layout in self.space.roots() if not self._beaten(layout)]
         for node in sorted((node for node in roots if node is not None), key=self._promise):
             self._enter(node)
         ranked = sorted(self.state.found.values(), key=lambda c: c.order)
@@ -258,6 +258,11 @@ class Search:
         self._head(_keep(replace(node, need=need), fits), chain, fits_at=middle, above=above)
         if middle < high:
             self._head(_keep(node, ~fits), chain, fits_at=fits_at, above=middle + 1)
+
+    def _beaten(self, layout: Layout) -> bool:
+        """GPipe has the bubble of 1F1B and keeps every micro-batch: with both at hand it is never better."""
+        free = "pp_schedule" not in self.space.fixed
+        return free and layout.static["pp_schedule"] == "gpipe" and "1f1b" in self.space.cap.schedules
 
     def _promise(self, node: _Node) -> float:
         return float((self.penalty(node.chosen, node.rows) * RANK + node.seconds).min())
@@ -403,7 +408,8 @@ class Search:
 
     def _time(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> Floats:
         self.state.evaluated += len(rows["tp"])
-        times = speed.evaluate(at(self.space.base, chosen), calibration=self.calibration, **rows)
+        columns: dict[str, Any] = dict(rows)
+        times = speed.evaluate(at(self.space.base, chosen), calibration=self.calibration, **columns)
         seconds: Floats = times.step_s
         if self.space.global_batch is not None:
             return seconds
@@ -413,7 +419,8 @@ class Search:
 
     def _memory(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> tuple[Ints, Ints, Ints]:
         self.state.evaluated += len(rows["tp"])
-        peaks = arrays.evaluate(at(self.space.base, chosen), **rows)
+        columns: dict[str, Any] = dict(rows)
+        peaks = arrays.evaluate(at(self.space.base, chosen), **columns)
         return peaks.need, peaks.device, peaks.host
 
     def _note_unlimited(self, fast: Mapping[str, Any], rows: Mapping[str, Ints], seconds: Floats) -> None:

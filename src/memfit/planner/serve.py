@@ -89,7 +89,9 @@ def candidates(request: Request, option: Option) -> Iterator[Job]:
     tool = engine(str(strategy.framework))
     cluster = make_cluster(option.gpu, option.gpus, gpus_per_node=job.hardware.gpus_per_node)
     hardware = replace(job.hardware, gpu=option.gpu.name, gpus=option.gpus, gpus_per_node=cluster.gpus_per_node)
-    base = replace(job, task=replace(job.task, kind="serve"), hardware=hardware, strategy=replace(strategy, tp=None, pp=None))
+    base = replace(
+        job, task=replace(job.task, kind="serve"), hardware=hardware, strategy=replace(strategy, tp=None, pp=None)
+    )
     arch = resolve(base).arch
     heads = [b.attention.num_heads for b in arch.decoder.blocks if b.attention]
     keys = [b.attention.num_kv_heads for b in arch.decoder.blocks if b.attention and b.attention.kind != "mla"]
@@ -117,7 +119,7 @@ def _choices(request: Request, lever: str, able: tuple[str, ...], option: Option
 
 
 def _stretched(request: Request, job: Job) -> Estimate | None:
-    """The estimate of a candidate that fits, with the longest context or the most sequences where these are asked for."""
+    """The estimate of a candidate that fits, with the longest context or the most sequences where that is asked for."""
     if request.objective == "seq":
         context = _largest(request, job, "context", _MOST_CONTEXT)
         job = _with(job, context=context) if context else job

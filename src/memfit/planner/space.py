@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SIZES = ("micro_batch", "grad_accum", "dp", "dp_shard", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp")
 _MOST_VIRTUAL = 8
 _LEAST_TOKENS = 256
-"""Context parallelism leaves each rank at least so many tokens: below, a rank's attention is shorter than its exchange."""
+"""Context parallelism leaves each rank at least so many tokens."""
 _MOST_MICRO = 512
 _TUNING_SEQUENCES = 64
 _TUNING_GPUS = 16
@@ -181,7 +181,7 @@ def make_space(
         framework, why = default_framework(method, gpus)
         notes.append(f"framework {framework}: none was stated; {why}")
     check_framework(framework)
-    bare = {n: None for n in job.strategy.__dataclass_fields__ if n in _SIZES or n in free}
+    bare: dict[str, Any] = {n: None for n in job.strategy.__dataclass_fields__ if n in _SIZES or n in free}
     strategy = replace(job.strategy, **{**bare, "framework": framework})
     task = replace(job.task, kind="train", seq_len=stated.get("seq_len"), global_batch=None)
     hardware = replace(job.hardware, gpu=gpu.name, gpus=gpus, gpus_per_node=None)
@@ -213,9 +213,8 @@ def make_space(
                 notes.append(f"{lever} {stated[lever]} was stated, though {framework} is not known to offer it")
             own = (stated[lever],)
         searched[lever] = own
-    for axis in ("tp", "pp", "cp", "ep"):
-        if stated.get(axis, 1) > 1 and not getattr(cap, axis):
-            notes.append(f"{axis} {stated[axis]} was stated, though {framework} is not known to offer it")
+    odd = [axis for axis in ("tp", "pp", "cp", "ep") if stated.get(axis, 1) > 1 and not getattr(cap, axis)]
+    notes += [f"{axis} {stated[axis]} was stated, though {framework} is not known to offer it" for axis in odd]
     return Space(
         base=base,
         fixed=stated,
@@ -258,9 +257,7 @@ def _widths(arch: Architecture) -> list[int]:
             found.append(block.attention.num_heads)
         if block.recurrent and block.recurrent.num_heads:
             found.append(block.recurrent.num_heads)
-        if isinstance(block.ffn, Mlp):
-            found.append(block.ffn.intermediate)
-        elif isinstance(block.ffn, Moe):
+        if isinstance(block.ffn, Mlp | Moe):
             found.append(block.ffn.intermediate)
     return found
 
@@ -273,9 +270,7 @@ def _tensor_ways(space: Space) -> list[int]:
     widths = _widths(arch)
     keys = [b.attention.num_kv_heads for b in arch.decoder.blocks if b.attention and b.attention.kind != "mla"]
     return [
-        t
-        for t in divisors(room)
-        if all(w % t == 0 for w in widths) and all(k % t == 0 or t % k == 0 for k in keys)
+        t for t in divisors(room) if all(w % t == 0 for w in widths) and all(k % t == 0 or t % k == 0 for k in keys)
     ]
 
 
@@ -336,7 +331,7 @@ def _layouts(space: Space) -> Iterator[Layout]:
                 dp = space.gpus // ways
                 meshes += [(tp, cp, ep, dp) for ep in eps if (dp * cp * tp) % ep == 0]
         for spread in spreads:
-            rows = [
+            rows: list[tuple[int, ...]] = [
                 (tp, cp, ep, dp, shard, micro, accum)
                 for tp, cp, ep, dp in meshes
                 for micro, accum in _batches(space, dp, pp, schedule)

@@ -173,7 +173,7 @@ def _time(page: Page, plan: Plan) -> list[str]:
         return []
     words = _part_words(plan)
     shown = [(n, s) for n, s in plan.parts.items() if abs(s) >= total * _PARTS_LEAST]
-    rows: list[Row] = [[words.get(n, n), seconds(s), f"{s / total:.0%}"] for n, s in shown]
+    rows: list[Row] = [[words.get(n, n).partition(" that ")[0], seconds(s), f"{s / total:.0%}"] for n, s in shown]
     rows.append([Cell("step" if plan.step_s else "token", "bold"), Cell(seconds(total), "bold"), ""])
     lines = table(page, [Column("time", flex=True), Column("", "right"), Column("", "right")], rows)
     if any(len(line) > page.width for line in lines) or len(lines) != len(rows) + 1:
@@ -283,7 +283,9 @@ def _others(page: Page, answer: Answer) -> list[str]:
     best = _values(answer.plans[0])
     for i, loss in enumerate(answer.losses, start=2):
         plan = loss.plan
-        worse = [f"{words.get(n, n)} {_sign(s)}" for n, s in loss.parts if s > 0][:2]
+        worse = [f"{words.get(n, n).partition(' that ')[0]} {_sign(s)}" for n, s in loss.parts if s > 0][:2]
+        if fewer := _penalty(answer, plan):
+            worse = [fewer]
         differs = {n: x for n, x in _values(plan).items() if best.get(n) != x}
         told = [_cards(plan.option)] if plan.option != answer.plans[0].option else []
         told += list(_differences(differs, plan))
@@ -306,6 +308,16 @@ def _others(page: Page, answer: Answer) -> list[str]:
         Column("lost by", flex=True),
     ]
     return table(page, columns, rows)
+
+
+def _penalty(answer: Answer, plan: Plan) -> str:
+    """What counted before time, where it decided."""
+    best, own = answer.plans[0].candidate, plan.candidate
+    if best is None or own is None or own.penalty == best.penalty:
+        return ""
+    if answer.request.objective == "changes":
+        return f"{int(own.penalty)} changes"
+    return f"{int(-own.penalty)} sequences at once"
 
 
 def _cards(option: Option) -> str:
@@ -402,7 +414,9 @@ def _checked(page: Page, answer: Answer) -> list[str]:
             lines += paragraph(page, f"{name} was not traced: {clean(check.why)}")
         else:
             word = "finishes" if check.fits else "does not finish"
-            lines += paragraph(page, f"{name} traced through the real module: {word}, needs {gib(check.need_bytes)} GiB")
+            lines += paragraph(
+                page, f"{name} traced through the real module: {word}, needs {gib(check.need_bytes)} GiB"
+            )
     return lines
 
 
@@ -419,8 +433,12 @@ def _notes(page: Page, answer: Answer) -> list[str]:
     for note in answer.notes:
         lines += paragraph(page, f"assumed: {clean(note)}")
     if answer.considered:
-        text = f"{answer.considered:,} candidates considered, {answer.evaluated:,} evaluated, the rest bounded out;"
-        lines += paragraph(page, f"{text} wanted: {OBJECTIVES[answer.request.objective]}, P(OOM) <= {answer.request.risk:.3g}")
+        wanted = f"wanted: {OBJECTIVES[answer.request.objective]}, P(OOM) at most {answer.request.risk:.3g}"
+        count = f"{answer.considered:,} candidate{'s' if answer.considered > 1 else ''} considered"
+        rest = (
+            f", {answer.evaluated:,} evaluated and the rest bounded out" if answer.evaluated < answer.considered else ""
+        )
+        lines += paragraph(page, f"{wanted}; {count}{rest}")
     return lines
 
 
@@ -443,5 +461,9 @@ def _impossible(page: Page, answer: Answer) -> list[str]:
     if not found.ways:
         return [*lines, *paragraph(page, "  no single change makes it possible")]
     rows: list[Row] = [[w.what, w.flags, w.costs] for w in found.ways]
-    columns = [Column("one of these makes it possible", flex=True), Column("flags", flex=True), Column("costs", flex=True)]
+    columns = [
+        Column("one of these makes it possible", flex=True),
+        Column("flags", flex=True),
+        Column("costs", flex=True),
+    ]
     return [*lines, "", *table(page, columns, rows)]

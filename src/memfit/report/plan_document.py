@@ -43,7 +43,8 @@ def plan_document(answer: Answer) -> dict[str, Any]:
             for step in answer.waterfall
         ],
         "losses": [
-            {"delta_s": loss.delta_s, "delta_bytes": loss.delta_bytes, "parts": dict(loss.parts)} for loss in answer.losses
+            {"delta_s": loss.delta_s, "delta_bytes": loss.delta_bytes, "parts": dict(loss.parts)}
+            for loss in answer.losses
         ],
         "front": [
             {

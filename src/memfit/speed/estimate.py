@@ -26,7 +26,7 @@ class Time(NamedTuple):
         step_s: seconds of an optimizer step; serving: of one further token of every sequence.
         tokens_per_s_per_gpu: trained tokens; serving: generated tokens.
         parts: name -> seconds, which sum to ``step_s``.
-        ttft_s: serving: seconds to the first token, without waiting in a queue.
+        ttft_s: serving: seconds to the first token, with ``concurrency`` requests kept running.
     """
 
     step_s: float
@@ -56,10 +56,12 @@ NO_TIME: dict[str, Any] = {"step_s": None, "tokens_per_s_per_gpu": None, "time":
 
 
 def time_of(resolved: Resolved, calibration: Calibration | None = None) -> Time | None:
-    """How long a job takes; None without a card."""
+    """How long a job takes; None without a card, and for an encoder that is served."""
     if resolved.gpu is None:
         return None
     if resolved.values["kind"] == "serve":
+        if not resolved.arch.causal:
+            return None
         served = latency(resolved, calibration=calibration)
         return Time(served.tpot_s, served.tokens_per_s_per_gpu, served.parts, served.ttft_s)
     step = step_time(resolved, calibration=calibration)

@@ -30,6 +30,7 @@ class Framework:
     tp_backward: float
     p2p_messages: int
     p2p_sync: bool
+    p2p_scatter: bool
     p2p_overlap: bool
 
 

@@ -8,8 +8,8 @@ from memfit.speed.rates import Rates
 TILE_S = 1.5e-6
 """Seconds of a wave's start that nothing covers: the first loads from memory."""
 
-SPLIT = 1.25
-"""Cost of splitting the inner dimension so that few tiles fill all multiprocessors: partial sums are added."""
+SPLIT_BYTES = 16
+"""Bytes per element of the result that a split of the inner dimension costs: fp32 partial sums written and read."""
 
 SPLIT_SLICE = 256
 """The least inner length that a split leaves."""
@@ -41,15 +41,16 @@ def product(
     rate = (r.low if low else r.matmul) * (r.gradient if gradient else 1.0)
     each = rate / r.processors
     width = 1.0 if low else 2.0
+    partial_s = rows * columns * (batch * SPLIT_BYTES) / r.stream
     best: Real = None
     for tile_rows, tile_columns, share in r.tiles:
         tiles = above(rows / tile_rows) * above(columns / tile_columns) * batch
         tile_s = inner * (2.0 * tile_rows * tile_columns / (each * share))
-        # all multiprocessors store their tiles at the end of a wave
-        store_s = tile_rows * tile_columns * out * r.processors / r.stream * r.epilogue
+        # the multiprocessors store their tiles at about the same time, at the end of a wave
+        store_s = tile_rows * tile_columns * out * r.processors / r.read * r.epilogue
         whole = above(tiles / r.processors) * (tile_s + (store_s + TILE_S))
         slices = most(inner / SPLIT_SLICE, 1.0)
-        split = most(tiles / r.processors, 1.0 / slices) * tile_s * SPLIT + (store_s + TILE_S)
+        split = most(tiles / r.processors, 1.0 / slices) * tile_s + (partial_s + store_s + TILE_S)
         seconds = least(whole, split)
         best = seconds if best is None else least(best, seconds)
     traffic = rows * inner * width + inner * columns * (width if weight is None else weight) + rows * columns * out

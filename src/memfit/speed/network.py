@@ -66,7 +66,8 @@ class Fabric:
         gpu = self.cluster.gpu
         direct = gpu.link_bytes_per_s or gpu.bridge_bytes_per_s
         share = self.c.link if direct or gpu.p2p else NO_P2P * self.c.link
-        return self.cluster.intra_bytes_per_s * share
+        # a machine with a single device reaches others over its network alone
+        return self.cluster.intra_bytes_per_s * share or self.cluster.inter_bytes_per_s * self.c.network
 
     def _time(self, g: Group, sent: Real, steps: Real, far: Real) -> Real:
         """``steps`` in a row of which ``far`` leave the node, ``sent`` bytes through each rank's slowest link."""
@@ -89,6 +90,11 @@ class Fabric:
         far = 2.0 * doublings(g.nodes)
         tree = self._time(g, 2.0 * whole, 2.0 * (g.inside - 1.0) + far, far)
         return least(ring, tree)
+
+    def one_shot(self, g: Group, whole: Real) -> Real:
+        """All-reduce inside a node, every rank reading all others' ``whole`` bytes (kernels of inference engines)."""
+        seconds = (START_S + 2.0 * self.c.hop_s * LL_HOP + whole * (g.size - 1.0) / self.local) * self.c.contention
+        return choose(g.nodes > 1, self.all_reduce(g, whole), choose(g.size > 1, seconds, 0.0))
 
     def all_to_all(self, g: Group, local: Real) -> Real:
         """Every rank sends ``local`` bytes, an equal part to each rank of the group."""

@@ -43,10 +43,14 @@ class Rates:
     tiles: tuple[tuple[int, int, float], ...]
 
 
+DESKTOP = frozenset({"consumer", "workstation", "laptop"})
+
+
 def _row(gpu: Gpu) -> Mapping[str, Any]:
     table = read("rates")
     base = table["architecture"].get(gpu.architecture, table["architecture"]["other"])
-    return {**base, **table["card"].get(gpu.name, {})}
+    desktop = table["desktop"].get(gpu.architecture, {}) if gpu.kind in DESKTOP else {}
+    return {**base, **desktop, **table["card"].get(gpu.name, {})}
 
 
 @lru_cache(maxsize=256)
@@ -82,11 +86,15 @@ def rates(gpu: Gpu, precision: str, kernel: str, calibration: Calibration) -> Ra
         stream=gpu.memory_bytes_per_s * row["stream"] * calibration.memory,
         gradient=row.get("gradient", 1.0),
         processors=max(gpu.sm_count, 1),
-        epilogue=row.get("epilogue", 1.0),
+        epilogue=row.get("epilogue", EPILOGUE),
         kernel_s=calibration.kernel_s,
         tiles=tuple((t["rows"], t["columns"], t["share"]) for t in read("rates")["tile"]),
     )
 
+
+EPILOGUE = 0.5
+"""Share of a wave's stores that shows where each tile is a block of its own: blocks drift apart, and one stores while
+another computes."""
 
 SOFTMAX_FLOPS = 8
 """fp32 operations per score that the tensor units wait for: exponential, maximum, scaling, sum, cast, less what

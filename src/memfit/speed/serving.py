@@ -2,13 +2,13 @@
 
 A decode step reads the weights that its tokens touch and the cache of all sequences, or is bound by its products when
 the batch is large; collectives and the engine's host time come on top. With continuous batching on one set of GPUs,
-prompts of other requests run between a request's tokens. Queues (more requests than the engine admits) are left out.
+prompts of other requests run between a request's tokens. More requests than the engine admits are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from memfit.errors import MemfitError
@@ -26,6 +26,7 @@ from memfit.speed.calibration import Calibration, default
 from memfit.speed.data import read
 from memfit.speed.kernels import product
 from memfit.speed.network import Fabric, fabric
+from memfit.speed.numbers import least
 from memfit.speed.rates import Rates, rates
 from memfit.speed.work import Work, work
 
@@ -50,7 +51,7 @@ class Latency:
     """Serving speed of one job.
 
     Attributes:
-        ttft_s: seconds from a request to its first token, without waiting in a queue.
+        ttft_s: seconds from a request to its first token, with ``concurrency`` requests kept running.
         tpot_s: seconds per further token of a sequence.
         tokens_per_s_per_gpu: generated tokens per second over all sequences, by GPU.
         parts: part of ``tpot_s`` -> seconds, in the order of ``PARTS``.
@@ -81,9 +82,10 @@ class _Server:
         if resolved.gpu is None:
             raise MemfitError("the speed of a server needs a GPU", hint="give hardware.gpu, e.g. `--gpu h100`")
         self.arch, self.v, gpu = resolved.arch, v, resolved.gpu
-        self.c = calibration or default()
         table = read("engines")
         self.engine = {**table["default"], **table.get(v["framework"], {})}
+        base = calibration or default()
+        self.c = replace(base, kernel_s=base.kernel_s * self.engine["kernel"])
         weights = v["weights"] or "bf16"
         kind = weights if isinstance(weights, str) else "bpw"
         self.low = kind in LOW_WEIGHTS
@@ -141,7 +143,8 @@ class _Server:
         size = float(tokens * self.arch.hidden_size * 2)
         if self.v["tp"] > 1:
             group = self.f.group(self.v["tp"], 1)
-            one.put("tp", self.f.all_reduce(group, size) / self.c.contention * sublayers(block))
+            seconds = least(self.f.all_reduce(group, size), self.f.one_shot(group, size))
+            one.put("tp", seconds / self.c.contention * sublayers(block))
         if isinstance(block.ffn, Moe) and d.ep > 1:
             group = self.f.group(d.ep, self.v["tp"])
             one.put("ep", self.f.all_to_all(group, size * block.ffn.top_k) / self.c.contention * 2.0)
@@ -154,6 +157,10 @@ class _Server:
         return host
 
 
+WAVE = 0.3
+"""Prompts before one's own, over the other requests: those that began together end together, so that their successors
+come together, and of n each waits for n / 2; less as several prompts share a step."""
+
 NO_GRADIENTS = 0.55
 """Host time of an operation that records nothing for a backward pass over one that does: 28 us against 50."""
 
@@ -162,12 +169,14 @@ def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> L
     """Seconds to the first token and per further token.
 
     Raises:
-        MemfitError: the job names no card, is not a serving job, or cannot be read.
+        MemfitError: the job names no card, is not a serving job, cannot be read, or its model is an encoder.
     """
     resolved = job if isinstance(job, Resolved) else resolve(job)
     v = resolved.values
     if v["kind"] != "serve":
         raise MemfitError("a training job has no latency", hint="see `memfit.speed.step_time`")
+    if not resolved.arch.causal:
+        raise MemfitError("an encoder makes no tokens one after the other")
     server = _Server(resolved, calibration)
     prompt = max(1, min(v["prompt"] or v["context"] - (v["output"] or 0), v["context"]))
     output = max(1, v["output"] or v["context"] - prompt)
@@ -182,15 +191,17 @@ def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> L
     parts["pp"] = hop
     parts["host"] = server.host(step)
     own = sum(parts.values())
-    if server.engine["refills"]:
+    wait = 0.0
+    if server.engine["refills"] and server.mine > 1:
         # while a request makes its tokens, each of the others starts once
         parts["refills"] = (server.mine - 1) * prefill_s / output
+        wait = own + WAVE * (server.mine - 1) * prefill_s
     tpot = 0.0
     for value in parts.values():
         tpot = tpot + value
     gpus = v["tp"] * pp * v["cp"] * v["dp"]
     return Latency(
-        ttft_s=prefill_s + (own if server.mine > 1 else 0.0),
+        ttft_s=prefill_s + wait,
         tpot_s=tpot,
         tokens_per_s_per_gpu=server.mine * v["dp"] / tpot / gpus,
         parts=parts,

@@ -10,7 +10,7 @@ from memfit.formula.setup import Setup
 from memfit.formula.step import StageModel
 from memfit.speed.block import Machine
 from memfit.speed.exchange import Exchange
-from memfit.speed.numbers import Real, doublings, most, real, root
+from memfit.speed.numbers import Real, choose, doublings, most, real, root
 from memfit.speed.step import PARTS, Pipeline, StageUnit
 from memfit.speed.update import offload, optimizer
 
@@ -85,7 +85,11 @@ def _transfers(m: Machine, s: Setup, d: Dims) -> Real:
         return 0.0
     stride = d.dp * d.tp * d.cp
     size = real(d.stream_tokens) * (s.arch.hidden_size * s.width)
-    one = m.fabric.send(stride, size)
+    if f.p2p_scatter and c.tensor_parallel and not s.style.sequence_parallel:
+        gathered = choose(d.tp > 1, m.fabric.gather(m.fabric.group(d.tp, 1), size), 0.0)
+        one = m.fabric.send(stride, size / d.tp) + gathered
+    else:
+        one = m.fabric.send(stride, size)
     if f.p2p_messages > 1:
         one = one + m.fabric.send(stride, 0.0) * float(f.p2p_messages - 1)
     if f.p2p_sync:

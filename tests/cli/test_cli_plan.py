@@ -1,0 +1,133 @@
+"""`memfit plan` in this process: what it prints, writes, refuses, and exits with."""
+
+import json
+
+import pytest
+from schema_check import faults
+from test_cli_commands import ok, refused, run
+
+from memfit import estimate
+from memfit.report.json import schema
+
+SMALL = ["llama-3.2-1b", "--gpu", "rtx-4090", "--seq", "2k", "--global-batch", "8", "-f", "trl", "--no-trace"]
+TODAY = """
+[model]
+name = "qwen3-0.6b"
+[task]
+seq_len = 4096
+[strategy]
+framework = "trl"
+micro_batch = 4
+grad_accum = 2
+checkpointing = "none"
+loss = "eager"
+[hardware]
+gpu = "rtx-4090"
+"""
+
+
+def test_a_plan_is_written_and_reads_back(tmp_path):
+    path = tmp_path / "plan.toml"
+    text = ok("plan", *SMALL, "--out", str(path))
+    assert text.startswith("fastest: ")
+    assert "written: " in text
+    assert estimate(str(path)).verdict == "fits"
+    assert "exists" in refused("plan", *SMALL, "--out", str(path))
+    for ending in ("yaml", "json"):
+        other = tmp_path / f"plan.{ending}"
+        ok("plan", *SMALL, "--out", str(other), "-q")
+        assert estimate(str(other)).device_bytes == estimate(str(path)).device_bytes
+
+
+def test_documents_keep_to_the_schema():
+    document = json.loads(ok("plan", *SMALL, "--json", "--tokens", "1B", "--price", "0.4", "--explain", "loss"))
+    assert faults(document, schema("plan")) == []
+    assert document["possible"] is True
+    best = document["plans"][0]
+    assert faults(best["estimate"], schema("estimate")) == []
+    assert sum(best["time"].values()) == pytest.approx(best["step_s"])
+    assert best["usd_of_run"] == pytest.approx(best["hours_of_run"] * 0.4)
+    assert best["need_bytes"][1] == document["waterfall"][-1]["need_bytes"]
+    assert [c["value"] for c in document["explained"]["choices"]] == ["fused", "chunked", "eager"]
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_lines_keep_to_the_page(columns):
+    for words in (SMALL, ["llama-3.1-8b", "--gpu", "rtx-3090", "--task", "serve", "--concurrency", "4"]):
+        for line in ok("plan", *words, COLUMNS=columns).splitlines():
+            assert len(line) <= int(columns) or line.startswith(("next: ", "written: "))
+
+
+def test_an_impossible_request_ends_in_one():
+    words = ["llama-3.2-3b", "--gpu", "rtx-3060-12gb", "--seq", "2k", "--global-batch", "4", "--offload", "none"]
+    words += ["-f", "trl", "--loss", "fused", "--no-compile", "--attention", "flash"]
+    result = run("plan", *words)
+    assert result.exit_code == 1
+    assert result.stdout.startswith("impossible: ")
+    assert "--method qlora" in result.stdout
+    document = json.loads(run("plan", *words, "--json").stdout)
+    assert faults(document, schema("plan")) == []
+    assert document["plans"] == []
+
+
+def test_fewest_changes_from_today(tmp_path):
+    path = tmp_path / "today.toml"
+    path.write_text(TODAY, encoding="utf-8")
+    document = json.loads(ok("plan", "--from", str(path), "--no-trace", "--json"))
+    assert faults(document, schema("plan")) == []
+    assert document["objective"] == "changes"
+    best = document["plans"][0]["job"]
+    assert best["strategy"]["checkpointing"] == "none"
+    assert best["task"]["global_batch"] == 8
+    kept = json.loads(ok("plan", "--from", str(path), "--micro-batch", "4", "--no-trace", "--json"))
+    assert kept["plans"][0]["job"]["strategy"]["micro_batch"] == 4
+
+
+def test_consumer_cards():
+    words = ["llama-3.1-70b", "--gpu", "2xrtx-4090", "--method", "qlora", "--no-trace", "--json"]
+    document = json.loads(ok("plan", *words))
+    strategy = document["plans"][0]["job"]["strategy"]
+    assert (strategy["zero"], strategy["checkpointing"]) == (3, "full")
+    assert "parameters" in strategy["offload"]
+    served = json.loads(ok("plan", "llama-3.1-8b", "--gpu", "1xrtx-3090", "--task", "serve", "--json"))
+    assert faults(served, schema("plan")) == []
+    assert served["most_sequences"] >= 1
+    assert served["plans"][0]["tpot_s"] > 0
+
+
+def test_serving_that_cannot_be_names_ways():
+    result = run("plan", "llama-3.1-70b", "--gpu", "h100", "--task", "serve")
+    assert result.exit_code == 1
+    assert "--allow fp8" in result.stdout
+    assert "2xh100" in result.stdout
+    assert ok("plan", "llama-3.1-70b", "--gpu", "h100", "--task", "serve", "--allow", "fp8", "-q").startswith("fastest")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "no model is given"),
+        (["llama-3.2-1b"], "none is named"),
+        (["lama-3.2-1b", "--gpu", "h100"], "llama-3.2-1b"),
+        (["llama-3.2-1b", "--gpu", "h1000"], "h100"),
+        (["llama-3.2-1b", "--gpu", "h100", "--risk", "half"], "not a probability"),
+        (["llama-3.2-1b", "--gpu", "h100", "--risk", "60%"], "probability"),
+        (["llama-3.2-1b", "--gpu", "any"], "--budget"),
+        (["llama-3.2-1b", "--gpu", "any", "--budget", "much"], "number of dollars"),
+        (["llama-3.2-1b", "--gpu", "h100", "--allow", "magic"], "unknown change to allow"),
+        (["llama-3.2-1b", "--gpu", "h100", "--within", "mars"], "unknown provider"),
+        (["llama-3.2-1b", "--gpu", "h100", "--out", "plan.docx"], "no known ending"),
+        (["llama-3.2-1b", "--gpu", "h100", "--out", "nowhere/plan.toml"], "no such folder"),
+        (["llama-3.2-1b", "--gpu", "h100", "--explain", "colour"], "is no lever"),
+        (["llama-3.2-1b", "--gpu", "h100", "--tokens", "many"], "number of tokens"),
+        (["llama-3.2-1b", "--gpu", "h100", "--host-memory", "big"], "not a size"),
+        (["llama-3.2-1b", "--gpu", "h100", "--objective", "changes"], "today's job"),
+        (["llama-3.2-1b", "--gpu", "h100", "--from", "none.toml"], "are given"),
+        (["--from", "none.toml"], "no such file"),
+        (["--from", "llama-3.2-1b"], "not a job file"),
+        (["llama-3.2-1b", "--gpu", "8xh100", "--tp", "3", "--dp", "2"], "8 GPUs"),
+        (["llama-3.2-1b", "--gpu", "h100", "-f", "vllm", "--kind", "train"], "serves and does not train"),
+    ],
+)
+def test_what_is_refused(words, text):
+    assert text in refused("plan", *words)

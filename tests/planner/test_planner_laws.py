@@ -1,0 +1,282 @@
+"""Laws of plans: they fit, keep what was stated, get no worse when more is allowed, and are what they say they are."""
+
+from __future__ import annotations
+
+import pytest
+from planner_cases import SMALL
+
+from memfit import estimate, speed
+from memfit.errors import JobError, JobErrors, MemfitError, UnknownNameError
+from memfit.job import dumps, from_kwargs, load
+from memfit.planner import Request, plan
+from memfit.planner.capabilities import capability, excluded, names, qualities
+from memfit.planner.difference import diff
+from memfit.planner.planning import find
+from memfit.planner.request import _steps
+
+ONE = {"model": "llama-3.2-1b", "gpu": "rtx-4090", "seq_len": 2048, "global_batch": 8, "framework": "trl"}
+TWO = {**ONE, "gpu": "2xrtx-4090", "attention": "flash"}
+
+
+def ask(fields=TWO, **options):
+    more = {k: options.pop(k) for k in tuple(options) if k not in Request.__dataclass_fields__}
+    return plan(Request(job=from_kwargs(**{**fields, **more}), **options))
+
+
+@pytest.fixture(scope="module")
+def answer():
+    return ask()
+
+
+def test_every_plan_fits_with_the_margin_asked_for(answer):
+    for risk in (0.01, 0.0001):
+        for one in ask(risk=risk).plans:
+            assert one.p_oom <= risk
+            assert one.estimate.verdict == "fits"
+            assert one.estimate.device_bytes < 0.97 * one.estimate.capacity_bytes
+
+
+def test_what_was_stated_is_kept():
+    stated = {
+        "checkpointing": "full",
+        "micro_batch": 2,
+        "zero": 2,
+        "loss": "eager",
+        "optimizer": "lion",
+        "precision": "bf16",
+    }
+    for one in ask(**stated).plans:
+        for name, value in stated.items():
+            assert getattr(one.job.strategy, name) == value
+        assert one.job.task.seq_len == 2048
+        assert one.job.task.global_batch == 8
+
+
+def test_a_written_plan_gives_the_same_figures(answer, tmp_path):
+    best = answer.plans[0]
+    path = tmp_path / "plan.toml"
+    path.write_text(dumps(best.job), encoding="utf-8")
+    again = estimate(str(path))
+    assert again.device_bytes == best.estimate.device_bytes
+    assert again.bands["need"] == best.need
+    assert speed.step_time(load(path)).step_s == pytest.approx(best.step_s, rel=1e-12)
+    assert not again.warnings
+
+
+def test_parts_sum_to_the_step(answer):
+    for one in answer.plans:
+        assert sum(one.parts.values()) == pytest.approx(one.step_s, rel=1e-9)
+        tokens = one.job.task.seq_len * one.job.task.global_batch
+        assert one.tokens_per_s_per_gpu == pytest.approx(tokens / one.step_s / one.option.gpus, rel=1e-9)
+
+
+def test_relaxing_never_makes_it_worse(answer):
+    best = answer.plans[0].step_s
+    assert ask(risk=0.1).plans[0].step_s <= best
+    assert ask(memory_gib=40).plans[0].step_s <= best
+    assert ask(allow=frozenset({"adamw-8bit"})).plans[0].step_s <= best
+    for fixed in ({"checkpointing": "full"}, {"zero": 0}, {"micro_batch": 1}, {"loss": "eager"}, {"compile": False}):
+        assert ask(**fixed).plans[0].step_s >= best
+
+
+def test_plans_are_ranked_and_apart(answer):
+    times = [p.step_s for p in answer.plans]
+    assert times == sorted(times)
+    assert len({p.candidate.apart for p in answer.plans}) == len(answer.plans)
+
+
+def test_the_same_question_has_the_same_answer(answer):
+    assert [p.job for p in ask().plans] == [p.job for p in answer.plans]
+    assert ask().front == answer.front
+
+
+def test_nothing_that_changes_results_is_chosen_silently():
+    tight = {"model": "llama-3.2-3b", "gpu": "rtx-3090", "seq_len": 1024, "global_batch": 4, "framework": "trl"}
+    plain = ask(tight)
+    for one in plain.plans:
+        assert (one.job.strategy.optimizer, one.job.strategy.precision, one.job.task.method) == (
+            "adamw",
+            "bf16-mixed",
+            "full",
+        )
+        assert one.qualities == ()
+    able = ask(tight, allow=frozenset({"optimizer", "precision"}))
+    best = able.plans[0]
+    assert (best.job.strategy.optimizer, best.job.strategy.precision) != ("adamw", "bf16-mixed")
+    assert best.qualities
+    assert all(q.source and q.costs for q in best.qualities)
+
+
+def test_the_waterfall_ends_at_the_plan(answer):
+    first, *steps = answer.waterfall
+    assert first.lever == "start"
+    best = answer.plans[0]
+    assert steps[-1].need_bytes == best.candidate.need_bytes
+    assert steps[-1].step_s == pytest.approx(best.candidate.seconds)
+    assert first.need_bytes + sum(s.delta_bytes for s in steps) == best.candidate.need_bytes
+    assert first.step_s + sum(s.delta_s for s in steps) == pytest.approx(best.candidate.seconds)
+
+
+def test_the_front_is_one(answer):
+    for a in answer.front:
+        assert not any(b.step_s < a.step_s and b.need_bytes < a.need_bytes for b in answer.front)
+    assert answer.front[0].step_s == answer.plans[0].candidate.seconds
+
+
+def test_memory_binds_until_there_is_enough(answer):
+    found = ask(memory_gib=2000, micro_batch=None)
+    assert found.binding.kind == "time"
+    assert found.plans[0].candidate.seconds == pytest.approx(
+        find(Request(job=from_kwargs(**TWO))).outcome.unlimited.seconds
+    )
+
+
+def test_explained_values_contain_the_plan():
+    found = plan(Request(job=from_kwargs(**ONE)), lever="checkpointing")
+    best = found.plans[0]
+    kept = [c.plan for c in found.choices if c.plan is not None]
+    assert min(p.step_s for p in kept) == best.step_s
+    assert {c.value for c in found.choices} == {"none", "full"}
+    with pytest.raises(MemfitError, match="no lever"):
+        plan(Request(job=from_kwargs(**ONE)), lever="colour")
+
+
+# ---- objectives ------------------------------------------------------------------------------------------------------
+
+
+def test_fewest_changes_is_few():
+    today = {**ONE, "micro_batch": 8, "grad_accum": 1, "loss": "eager", "checkpointing": "none"}
+    del today["global_batch"]
+    now = from_kwargs(**today)
+    assert estimate(now).fits is False
+    found = plan(Request(job=now, today=now, objective="changes"))
+    best = found.plans[0]
+    assert best.candidate.penalty == 1
+    assert best.job.strategy.micro_batch * best.job.strategy.grad_accum == 8
+    assert len(found.waterfall) == 2
+    same = from_kwargs(**{**today, "micro_batch": 1, "checkpointing": "full", "loss": "fused"})
+    kept = plan(Request(job=same, today=same, objective="changes")).plans[0]
+    assert kept.candidate.penalty == 0
+
+
+def test_fewest_gpus_cannot_be_fewer():
+    fields = {"model": "llama-3.1-8b", "gpu": "a100", "seq_len": 4096, "global_batch": 16, "framework": "deepspeed",
+              "loss": "fused", "offload": (), "compile": True, "attention": "flash"}  # fmt: skip
+    best = ask(fields, objective="gpus").plans[0]
+    assert best.option.gpus > 1
+    fewer = _steps(64)[_steps(64).index(best.option.gpus) - 1]
+    assert ask({**fields, "gpu": f"{fewer}xa100"}).impossible is not None
+
+
+def test_the_longest_sequence_fits_and_a_longer_one_does_not():
+    fields = {k: v for k, v in ONE.items() if k != "seq_len"}
+    found = ask(fields, objective="seq")
+    assert found.plans[0].job.task.seq_len == found.seq_len
+    assert ask(fields, seq_len=found.seq_len * 3 // 2).impossible is not None
+
+
+def test_the_most_sequences_at_once():
+    fields = {k: v for k, v in ONE.items() if k != "global_batch"}
+    best = ask(fields, objective="batch").plans[0]
+    more = best.job.strategy.micro_batch * 2
+    assert ask({**fields, "micro_batch": more, "grad_accum": 1}).impossible is not None
+
+
+def test_cost_is_price_times_time():
+    fields = {**ONE, "gpu": "rtx-4090"}
+    best = ask(fields, objective="cost", prices={"": 0.5}, tokens=10**9).plans[0]
+    hours = 10**9 / best.tokens_per_s / 3600
+    assert best.usd_of(10**9) == pytest.approx(hours * 0.5)
+    assert best.hours_of(10**9) == pytest.approx(hours)
+
+
+def test_a_budget_is_kept_and_the_cheapest_is_cheapest():
+    fields = {"model": "llama-3.2-1b", "gpu": "any", "gpus": 1, "seq_len": 2048, "global_batch": 8, "framework": "trl"}
+    found = ask(fields, objective="cost", within=("lambda",))
+    assert {p.option.gpu.name for p in found.plans} <= {"rtx-a6000", "v100-sxm-16gb"}
+    with pytest.raises(MemfitError, match="costs as little as"):
+        ask(fields, budget=0.01)
+    with pytest.raises(MemfitError, match="price snapshot has none"):
+        ask({**fields, "gpu": "rtx-3090"}, budget=5.0)
+
+
+# ---- what cannot be --------------------------------------------------------------------------------------------------
+
+
+def test_an_impossible_request_names_ways_that_work():
+    fields = {"model": "llama-3.2-3b", "gpu": "rtx-3060-12gb", "seq_len": 2048, "global_batch": 4, "framework": "trl",
+              "offload": ()}  # fmt: skip
+    found = ask(fields)
+    assert found.plans == ()
+    ways = {w.flags or w.what: w for w in found.impossible.ways}
+    assert "--method qlora" in ways
+    assert ways["--method qlora"].costs
+    assert ask({**fields, "method": "qlora"}).plans
+    card = next(w.flags for w in found.impossible.ways if w.flags.startswith("--gpu 1x"))
+    assert ask({**fields, "gpu": card.removeprefix("--gpu ")}).plans
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"risk": 0.5}, JobError, "probability"),
+        ({"risk": 0.0}, JobError, "probability"),
+        ({"top": 0}, JobError, "number of plans"),
+        ({"budget": -1.0}, JobError, "dollars"),
+        ({"allow": frozenset({"adamw-9bit"})}, UnknownNameError, "adamw-8bit"),
+        ({"within": ("nowhere",)}, UnknownNameError, "provider"),
+        ({"objective": "changes"}, MemfitError, "today's job"),
+        ({"prices": {"h1000": 1.0}}, UnknownNameError, "h1000"),
+    ],
+)
+def test_requests_that_make_no_sense(options, kind, text):
+    with pytest.raises(kind, match=text):
+        ask(**options)
+
+
+def test_contradictions_are_named():
+    with pytest.raises(JobErrors, match="does not make 2 GPUs"):
+        ask(tp=2, dp=2)
+    with pytest.raises(UnknownNameError, match="rtx-4090"):
+        ask(gpu="rtx-4091")
+    with pytest.raises(MemfitError, match="none is named"):
+        plan(Request(job=from_kwargs(model="llama-3.2-1b")))
+    with pytest.raises(MemfitError, match="has no best one"):
+        ask({"model": "llama-3.2-1b", "gpu": "any"})
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_framework_has_a_row_with_a_source():
+    from memfit.job.fields import TRAIN_FRAMEWORKS
+
+    assert set(names()) == {"transformers", *TRAIN_FRAMEWORKS}
+    for name in names():
+        row = capability(name)
+        assert len(row.source) > 20
+        assert set(row.checkpointing) <= {"none", "selective", "attention", "full"}
+        assert set(row.hsdp) <= set(row.zero)
+
+
+def test_every_change_of_results_has_a_cost_and_a_source():
+    assert all(len(q.costs) > 20 and q.source for q in qualities())
+    assert len({(q.lever, q.value) for q in qualities()}) == len(qualities())
+
+
+def test_exclusions():
+    assert excluded("deepspeed", "full", {"pp": 2, "zero": 2, "offload": ()})
+    assert not excluded("deepspeed", "full", {"pp": 2, "zero": 1, "offload": ()})
+    assert excluded("trl", "full", {"zero": 2, "offload": ("optimizer", "parameters")})
+    assert not excluded("torchtitan", "full", {"pp": 2, "zero": 3})
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_levers_of_a_difference_sum_to_it(name):
+    left, right = (
+        estimate(**SMALL[name]),
+        estimate(**{**SMALL[name], "micro_batch": 2, "checkpointing": "none", "seq_len": 8192}),
+    )
+    found = diff(left, right)
+    assert sum(c.delta_bytes for c in found.changes) == right.device_bytes - left.device_bytes
+    assert sum(c.delta_s for c in found.changes) == pytest.approx(found.b.seconds - found.a.seconds, abs=1e-9)

@@ -1,0 +1,104 @@
+"""The search against brute force, and what the search rests on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planner_cases import SMALL, brute_force, every_candidate, limit_of, space_of
+
+from memfit.formula.slack import most_needed, need_band
+from memfit.planner import levers
+from memfit.planner.search import Search
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_the_search_finds_what_brute_force_finds(name):
+    space = space_of(SMALL[name])
+    for share in (1.0, 0.6):
+        limit = int(limit_of(space) * share)
+        outcome = Search(space, limit_bytes=limit).run()
+        found = outcome.best[0].seconds if outcome.best else np.inf
+        assert found == pytest.approx(brute_force(space, limit), rel=1e-12), (name, share)
+        assert all(c.need_bytes <= limit for c in (*outcome.best, *outcome.front))
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_bounds_are_bounds(name):
+    """No candidate is faster than its branch at its fastest, none leaner than its branch at its leanest."""
+    space = space_of(SMALL[name])
+    judge = Search(space, limit_bytes=1 << 62)
+    bounds = {}
+    for whole, columns, seconds, need in every_candidate(space):
+        branch = {n: whole[n] for n in (*levers.STRUCTURAL, *levers.BRANCHED)}
+        key = (tuple(map(str, branch.values())), len(columns["tp"]), tuple(columns["dp_shard"]))
+        if key not in bounds:
+            fast = judge._fast(branch, levers.BOUNDED)
+            lean = np.min([judge._memory(c, columns)[0] for c in judge._lean(branch, levers.BOUNDED)], axis=0)
+            bounds[key] = judge._time(fast, columns), lean
+        fastest, leanest = bounds[key]
+        assert (seconds >= fastest * (1 - 1e-12)).all(), whole
+        assert (need >= leanest).all(), whole
+
+
+@pytest.mark.parametrize("name", ["torchtitan", "deepspeed", "megatron"])
+def test_the_chain_of_checkpointing_is_one(name):
+    """Along the chain time never falls and need never grows."""
+    space = space_of(SMALL[name])
+    judge = Search(space, limit_bytes=1 << 62)
+    for chosen, layout in space.roots():
+        values = {**{n: layout.static[n] for n in levers.STRUCTURAL}, **chosen}
+        base = judge._fast(values, levers.BOUNDED)
+        chain = levers.chain(space.options("checkpointing", values))
+        rows = [({**base, "checkpointing": v}) for v in chain]
+        needs = np.array([judge._memory(r, layout.columns)[0] for r in rows])
+        times = np.array([judge._time(r, layout.columns) for r in rows])
+        assert (np.diff(needs, axis=0) <= 0).all()
+        assert (np.diff(times, axis=0) >= -1e-12 * times[:-1]).all()
+
+
+@pytest.mark.parametrize("name", ["trl", "torchtitan"])
+def test_the_answer_does_not_depend_on_chance(name):
+    space = space_of(SMALL[name])
+    first, again = (Search(space_of(SMALL[name]), limit_bytes=limit_of(space)).run() for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize("name", ["trl", "torchtitan", "megatron", "trl-qlora"])
+def test_whether_anything_fits(name):
+    space = space_of(SMALL[name])
+    for limit in (limit_of(space), 1 << 30):
+        search = Search(space, limit_bytes=limit)
+        assert search.fits_at_all() == bool(Search(space, limit_bytes=limit).run().best)
+
+
+def test_a_limit_is_kept_to_the_byte():
+    capacity = 80 << 30
+    for risk in (0.001, 0.01, 0.1):
+        most = most_needed(capacity, risk)
+        assert need_band(most).p_above(capacity) <= risk < need_band(most + 1000).p_above(capacity)
+    assert most_needed(capacity, 0.01) < 0.9 * capacity
+
+
+def test_the_size_of_a_space_is_what_brute_force_walks():
+    space = space_of(SMALL["trl"])
+    assert space.size == sum(len(seconds) for _, _, seconds, _ in every_candidate(space))
+
+
+def test_layouts_divide():
+    space = space_of(SMALL["torchtitan"])
+    for layout in space.layouts:
+        c, pp = layout.columns, layout.static["pp"]
+        assert (c["dp"] * c["tp"] * c["cp"] * pp == 4).all()
+        assert (c["micro_batch"] * c["grad_accum"] * c["dp"] == 4).all()
+        assert (c["dp"] % c["dp_shard"] == 0).all()
+
+
+def test_the_host_bounds_what_is_offloaded():
+    space = space_of(
+        {"model": "llama-3.1-70b", "gpu": "2xrtx-4090", "method": "qlora", "seq_len": 2048, "global_batch": 4}
+    )
+    limit = limit_of(space)
+    free = Search(space, limit_bytes=limit).run()
+    assert free.best[0].values["offload"]
+    assert not Search(space, limit_bytes=limit, host_bytes=1 << 30).run().best
+    assert not Search(space, limit_bytes=limit, host_bytes=1 << 30).fits_at_all()
