@@ -96,7 +96,9 @@ def peak(page: Page, run: DryRun) -> list[str]:
     answer, facts = run.answer, run.facts
     lines = paragraph(page, f"peak: {clean(answer.ledger.moment)}")
     where = "on this card" if run.fits else "without a limit"
-    text = f"  torch's own peaks {where}: allocated {gib(facts.allocated_peak)}, reserved {gib(facts.reserved_peak)} GiB"
+    text = (
+        f"  torch's own peaks {where}: allocated {gib(facts.allocated_peak)}, reserved {gib(facts.reserved_peak)} GiB"
+    )
     if facts.num_alloc_retries:
         text += f"; it gave its cache back {facts.num_alloc_retries} times, which takes time"
     lines += paragraph(page, text, "    ")

@@ -117,7 +117,9 @@ ACTIVE: list[Recording] = []
 def install(torch: Any) -> None:
     """Called when torch has been imported."""
     if not hasattr(torch.cuda.memory, "_set_memory_metadata"):
-        ending.refuse(f"torch {torch.__version__} cannot say where an allocation was made; torch 2.13 and 2.15 are known")
+        ending.refuse(
+            f"torch {torch.__version__} cannot say where an allocation was made; torch 2.13 and 2.15 are known"
+        )
         return
     if not getattr(torch.version, "cuda", None):
         ending.refuse(f"torch {torch.__version__} is not a CUDA build")
