@@ -199,6 +199,7 @@ def main(words: list[str]) -> int:
         print(name, file=sys.stderr)
         try:
             rows.append(cells(row(name, Path(python), flips=flips)))
+            print(rows[-1], file=sys.stderr, flush=True)
         except MemfitError as error:
             print(f"{name}: {error}", file=sys.stderr)
     header = ["example", "allocated: dry run", "trace", "formula", "reserved: dry run", "trace", "formula", "needs"]
