@@ -17,8 +17,7 @@ from pathlib import Path
 
 from memfit.hardware import gpus
 from memfit.mirage import prepare
-from memfit.mirage.environments import make_environment, plan_environment
-from memfit.mirage.environments import find_environment as find
+from memfit.mirage.environments import find_environment, make_environment, plan_environment
 
 RECORDED = Path(__file__).with_name("recorded")
 RELEASES = ("2.9.1", "2.13.0", "2.15.0")
@@ -67,22 +66,23 @@ found = []
 for name, specs in json.load(open(sys.argv[1])):
     args = [[make(s) for s in specs[1]]] if specs[:1] == ["list"] else [make(s) for s in specs]
     extra = {"device": "cuda"} if name == "randperm" else {}
-    row = []
+    row = [0, 0]
     for turn in (1, 2):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_stats()
         try: out = getattr(torch.ops.aten, name)(*args, **extra)
-        except Exception as error:
-            row.append({"error": str(error).splitlines()[0][:120]}); continue
+        except RuntimeError as error:
+            row = str(error).splitlines()[0][:120]
+            break
         after = torch.cuda.memory_stats()
         def grown(key): return after[key] - before[key]
         made = {t.untyped_storage().data_ptr(): -(-t.untyped_storage().nbytes() // 512) * 512
                 for t in tensors(out) if t.is_cuda and t.untyped_storage().nbytes()}
         outputs = sum(made.values())
         kept = grown("allocated_bytes.all.current") - outputs
-        row.append({"taken": grown("allocated_bytes.all.allocated") - outputs - kept, "kept": kept,
-                    "peak": after["allocated_bytes.all.peak"] - before["allocated_bytes.all.current"] - outputs - kept})
+        peak = after["allocated_bytes.all.peak"] - before["allocated_bytes.all.current"] - outputs - kept
+        row = [kept, peak] if turn == 1 else [row[0] - kept, peak]
         del out
     found.append(row)
 print("\\n" + json.dumps(found), flush=True)
@@ -90,8 +90,8 @@ import os; os._exit(0)
 """
 
 
-def measure(python: Path, card: str, folder: Path) -> list[list[dict[str, int]]]:
-    """The bytes that each case takes and gives back (``taken``, ``peak``) and keeps, at its first and second call."""
+def measure(python: Path, card: str, folder: Path) -> list[list[int] | str]:
+    """Per case: bytes kept at the first call only, bytes held during the second beside its outputs; or an error."""
     gpu = next(gpu for gpu in gpus() if gpu.name == card)
     cases = folder / "cases.json"
     cases.write_text(json.dumps(CASES))
@@ -110,7 +110,7 @@ def measure(python: Path, card: str, folder: Path) -> list[list[dict[str, int]]]
 def main(releases: list[str]) -> None:
     """Measure all cards of some releases."""
     for release in releases:
-        python = find(release) or make_environment(plan_environment(release), echo=print)
+        python = find_environment(release) or make_environment(plan_environment(release), echo=print)
         cards = {card: measure(python, card, RECORDED) for card in CARDS}
         lines = [
             json.dumps({"op": op, "args": args, "cards": {card: rows[i] for card, rows in cards.items()}})

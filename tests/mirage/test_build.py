@@ -361,11 +361,13 @@ def test_occupancy_is_bound_by_threads_blocks_and_shared_memory(ask):
     code = """
         def blocks(threads, shared):
             one, two = c_int(), c_int()
-            assert runtime.cudaOccupancyMaxActiveBlocksPerMultiprocessor(byref(one), V(1), threads, c_size_t(shared)) == 0
-            assert driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(byref(two), V(1), threads, c_size_t(shared)) == 0
+            rest = V(1), threads, c_size_t(shared)
+            assert runtime.cudaOccupancyMaxActiveBlocksPerMultiprocessor(byref(one), *rest) == 0
+            assert driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(byref(two), *rest) == 0
             assert one.value == two.value
             return one.value
-        answer = [blocks(1024, 0), blocks(256, 0), blocks(32, 0), blocks(33, 0), blocks(128, 48 << 10), blocks(128, 1 << 20)]
+        kernels = (1024, 0), (256, 0), (32, 0), (33, 0), (128, 48 << 10), (128, 1 << 20)
+        answer = [blocks(*kernel) for kernel in kernels]
         """
     assert ask(code) == [2, 8, 32, 32, 4, 1]
     t4 = next(gpu for gpu in gpus() if gpu.name == "t4")  # no shared memory is reserved before compute capability 8.0

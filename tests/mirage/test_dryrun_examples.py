@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from record_torch import name_of, record
 
 from memfit.errors import MemfitError, MissingError
 from memfit.hardware import lookup_gpu
@@ -139,3 +141,11 @@ def test_a_torch_without_cuda_is_missing():
         pytest.skip("memfit's own environment has no torch")
     with pytest.raises(MemfitError, match="no CUDA build"):
         prepare(Path(sys.executable), lookup_gpu("h100-sxm-80gb")[0], ignore_gpu=True)
+
+
+def test_torch_says_what_was_recorded(python):
+    said = record(python)
+    path = Path(__file__).parent / "recorded" / name_of(said["torch"])
+    if not path.is_file():
+        pytest.skip(f"nothing is recorded of torch {said['torch']}")
+    assert said == json.loads(path.read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ class _Entry(NamedTuple):
 COMMANDS: Mapping[str, _Entry] = {
     "estimate": _Entry("memfit.cli.estimate", "Where the GPU memory of a job goes, and whether it fits."),
     "trace": _Entry("memfit.cli.trace", "The allocations of the real module, without a GPU."),
-    "dryrun": _Entry("memfit.cli.dryrun", "The real script, unmodified, on an imaginary GPU."),
+    "dryrun": _Entry("memfit.cli.dryrun", "Run the real script, as it is, on a GPU that is not there."),
     "compare": _Entry("memfit.cli.compare", "The ledgers of two jobs side by side."),
     "job": _Entry("memfit.cli.job", "A job with every value filled in, and where each comes from."),
     "models": _Entry("memfit.cli.models", "The models that are known by name."),

@@ -50,8 +50,8 @@ _DATA = ("text", "chat", "prompt", "tokens")
 @click.option("--yes", is_flag=True, help="With `setup`: do not ask.")
 @click.pass_context
 def command(ctx: click.Context, /, *, words: tuple[str, ...], **given: Any) -> int:
-    """Run a training script, as it is, on a GPU that is not there: PyTorch's own CUDA build, its real choice of
-    kernels, its real allocator and its real errors, on libraries that only keep accounts. Linux, no GPU needed.
+    """Run the real script, as it is, on a GPU that is not there: PyTorch's own CUDA build, its choice of kernels,
+    its allocator and its errors, on libraries that only keep accounts. Needs Linux, and no GPU.
 
     `memfit dryrun setup [--torch VERSION] [--triton] [--yes]` makes an environment with PyTorch's CUDA build; --python
     takes your own.
@@ -61,8 +61,8 @@ def command(ctx: click.Context, /, *, words: tuple[str, ...], **given: Any) -> i
     \b
     Examples:
       memfit dryrun --gpu h100-sxm-80gb -- python train.py --batch 8
-      memfit dryrun --gpu 8xa100-80gb --ranks 64 -- torchrun --nproc-per-node 8 train.py
-      memfit dryrun --gpu rtx-4090 --fake-weights --fake-data text -- python finetune.py
+      memfit dryrun --gpu 8xa100-80gb --ranks 64 -- torchrun --nproc-per-node 8 t.py
+      memfit dryrun --gpu rtx-4090 --fake-weights --fake-data text -- python ft.py
     """
     if words[:1] == ("setup",):
         return _setup(ctx, words[1:], torch=given["torch"], yes=given["yes"])
