@@ -16,13 +16,14 @@ HIDDEN, LAYERS, MICRO_BATCHES, SEQ = 2048, 4, 8, 2048
 class Block(torch.nn.Module):
     """Half of a transformer layer."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.norm = torch.nn.RMSNorm(HIDDEN)
         self.up = torch.nn.Linear(HIDDEN, 4 * HIDDEN, bias=False)
         self.down = torch.nn.Linear(4 * HIDDEN, HIDDEN, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """One residual step."""
         return x + self.down(functional.silu(self.up(self.norm(x))))
 
 

@@ -79,7 +79,9 @@ def test_what_holds_a_value_per_word_outside_of_layers_is_logits(tmp_path):
 def test_a_workspace_is_kept_and_has_a_known_size():
     kept = entry("alloc", 1, 33_554_432, place=1)
     gone = [entry("alloc", 2, 33_554_432, place=1), entry("free_requested", 2, 33_554_432, at=1, place=1)]
-    made = convert.History([kept, *gone, entry("alloc", 3, 512, place=2)], [*TABLE[:2], ("optimizer", 1, False, "", "")])
+    made = convert.History(
+        [kept, *gone, entry("alloc", 3, 512, place=2)], [*TABLE[:2], ("optimizer", 1, False, "", "")]
+    )
     assert [convert.component_of(b, (), 1) for b in made.blocks] == ["workspace", "activations", "workspace"]
 
 
@@ -97,7 +99,9 @@ def test_the_operation_of_a_backward_is_its_node_unless_it_recomputes():
 @given(st.lists(st.tuples(st.sampled_from(["alloc", "free_requested", "free_completed", "segment_map", "oom"]),
                           st.integers(0, 5), st.integers(1, 9), st.integers(0, 4)), max_size=60))  # fmt: skip
 def test_frees_follow_allocations_whatever_the_history_says(steps):
-    entries = [entry(action, address, size, at=i, place=place) for i, (action, address, size, place) in enumerate(steps)]
+    entries = [
+        entry(action, address, size, at=i, place=place) for i, (action, address, size, place) in enumerate(steps)
+    ]
     made = convert.History(entries, TABLE)
     held = {}
     for block, size, _, _ in made.events:

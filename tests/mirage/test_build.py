@@ -357,6 +357,23 @@ def test_attributes_properties_and_monitor_agree(ask, name):
     assert 48 << 10 <= answer["shared"] <= 227 << 10
 
 
+def test_occupancy_is_bound_by_threads_blocks_and_shared_memory(ask):
+    code = """
+        def blocks(threads, shared):
+            one, two = c_int(), c_int()
+            rest = V(1), threads, c_size_t(shared)
+            assert runtime.cudaOccupancyMaxActiveBlocksPerMultiprocessor(byref(one), *rest) == 0
+            assert driver.cuOccupancyMaxActiveBlocksPerMultiprocessor(byref(two), *rest) == 0
+            assert one.value == two.value
+            return one.value
+        kernels = (1024, 0), (256, 0), (32, 0), (33, 0), (128, 48 << 10), (128, 1 << 20)
+        answer = [blocks(*kernel) for kernel in kernels]
+        """
+    assert ask(code) == [2, 8, 32, 32, 4, 1]
+    t4 = next(gpu for gpu in gpus() if gpu.name == "t4")  # no shared memory is reserved before compute capability 8.0
+    assert ask(code, gpu=t4) == [1, 4, 16, 16, 1, 1]
+
+
 # ---- values ----
 
 

@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, _Entry] = {
     "estimate": _Entry("memfit.cli.estimate", "Where the GPU memory of a job goes, and whether it fits."),
     "plan": _Entry("memfit.cli.plan", "The best configuration that fits, and why it is the best."),
     "trace": _Entry("memfit.cli.trace", "The allocations of the real module, without a GPU."),
-    "dryrun": _Entry("memfit.cli.dryrun", "The real script, unmodified, on an imaginary GPU."),
+    "dryrun": _Entry("memfit.cli.dryrun", "Run the real script, as it is, on a GPU that is not there."),
     "diff": _Entry("memfit.cli.diff", "Two jobs side by side: bytes, time, cost, and what each lever does."),
     "export": _Entry("memfit.cli.export", "A job as complete files of the tool that will run it."),
     "import": _Entry("memfit.cli.importing", "Other tools' configurations as a job."),

@@ -24,17 +24,19 @@ _DATA = ("text", "chat", "prompt", "tokens")
 @output_options
 @click.option("--gpu", "-g", metavar="[Nx]GPU", help="The imaginary card, and how many of it the script sees.")
 @click.option("--memory", metavar="SIZE", help="Its memory as CUDA reports it, instead of the card's own.")
-@click.option("--python", metavar="FILE", help="The interpreter; the environment of `memfit dryrun setup` if not given.")
+@click.option("--python", metavar="FILE", help="The script's interpreter; that of `memfit dryrun setup` if not given.")
 @click.option("--steps", type=click.IntRange(0), default=3, help="Optimizer steps to run; 0 runs to the script's end.")
 @click.option("--ranks", type=click.IntRange(1, 1 << 20), metavar="N", help="Processes of the whole job; one is run.")
 @click.option("--rank", type=click.IntRange(0), default=0, metavar="N", help="Which of them.")
 @click.option("--stages", type=click.IntRange(1), metavar="N", help="Pipeline stages; the first rank of each is run.")
 @click.option("--fake-weights", is_flag=True, help="Checkpoints are answered by size; nothing is read or initialised.")
 @click.option("--fake-data", type=click.Choice(_DATA), help="Datasets are answered with made-up rows of this kind.")
-@click.option("--moe-imbalance", type=click.FloatRange(1), default=1.0, help="Tokens of the fullest expert over the mean.")
+@click.option(
+    "--moe-imbalance", type=click.FloatRange(1), default=1.0, help="The fullest expert's tokens over the mean."
+)
 @click.option("--online", is_flag=True, help="The script may contact model hubs.")
 @click.option("--timeout", type=click.FloatRange(1), default=1800.0, metavar="SECONDS", help="Limit of the run.")
-@click.option("--host-memory", metavar="SIZE", help="Limit of this machine's memory; 90 % of what is free if not given.")
+@click.option("--host-memory", metavar="SIZE", help="Limit of this machine's memory; 90 % of the free if not given.")
 @click.option(
     "--what-if", "what_ifs", multiple=True, metavar="SETTINGS",
     help="Compare these allocator settings (text of PYTORCH_ALLOC_CONF); may be given several times, `all` for a list.",
@@ -48,8 +50,8 @@ _DATA = ("text", "chat", "prompt", "tokens")
 @click.option("--yes", is_flag=True, help="With `setup`: do not ask.")
 @click.pass_context
 def command(ctx: click.Context, /, *, words: tuple[str, ...], **given: Any) -> int:
-    """Run a training script, as it is, on a GPU that is not there: PyTorch's own CUDA build, its real choice of
-    kernels, its real allocator and its real errors, on libraries that only keep accounts. Linux, no GPU needed.
+    """Run the real script, as it is, on a GPU that is not there: PyTorch's own CUDA build, its choice of kernels,
+    its allocator and its errors, on libraries that only keep accounts. Needs Linux, and no GPU.
 
     `memfit dryrun setup [--torch VERSION] [--triton] [--yes]` makes an environment with PyTorch's CUDA build; --python
     takes your own.
@@ -59,8 +61,8 @@ def command(ctx: click.Context, /, *, words: tuple[str, ...], **given: Any) -> i
     \b
     Examples:
       memfit dryrun --gpu h100-sxm-80gb -- python train.py --batch 8
-      memfit dryrun --gpu 8xa100-80gb --ranks 64 -- torchrun --nproc-per-node 8 train.py
-      memfit dryrun --gpu rtx-4090 --fake-weights --fake-data text -- python finetune.py
+      memfit dryrun --gpu 8xa100-80gb --ranks 64 -- torchrun --nproc-per-node 8 t.py
+      memfit dryrun --gpu rtx-4090 --fake-weights --fake-data text -- python ft.py
     """
     if words[:1] == ("setup",):
         return _setup(ctx, words[1:], torch=given["torch"], yes=given["yes"])
@@ -107,9 +109,7 @@ def _runs(words: tuple[str, ...], given: dict[str, Any]) -> list[DryRun]:
     )
 
     def environment(total_bytes: int | None) -> dict[str, str]:
-        return prepare(
-            python, gpu, count=options.num_devices, total_bytes=total_bytes, ignore_gpu=given["ignore_gpu"]
-        )
+        return prepare(python, gpu, count=options.num_devices, total_bytes=total_bytes, ignore_gpu=given["ignore_gpu"])
 
     more: dict[str, Any] = {
         "base": dict(os.environ),

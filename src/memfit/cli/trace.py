@@ -114,6 +114,7 @@ def command(
 
 
 def allocator_settings(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of ``--what-if`` with `all` spelled out, or those that are compared anyway."""
     from memfit.allocator.questions import WHAT_IF_SETTINGS
     from memfit.trace.answer import SETTINGS
 

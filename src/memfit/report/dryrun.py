@@ -61,7 +61,7 @@ def verdict(page: Page, run: DryRun) -> list[str]:
     lines += paragraph(page, f"  $ {clean(' '.join(run.options.command))[:400]}", "    ")
     facts = run.facts
     how = f"torch {clean(facts.torch)}, {run.answer.label}"
-    if ranks := run.answer.trace.settings.get("ranks"):
+    if ranks := run.answer.trace.settings.get("ranks") or run.options.ranks:
         how += f" of {clean(ranks)}"
     steps = f"{facts.steps} optimizer step{'' if facts.steps == 1 else 's'}"
     how += f", {steps} in {run.seconds:.0f} s, {gib(run.ended.host_peak_bytes)} GiB of this machine's memory"
@@ -96,7 +96,9 @@ def peak(page: Page, run: DryRun) -> list[str]:
     answer, facts = run.answer, run.facts
     lines = paragraph(page, f"peak: {clean(answer.ledger.moment)}")
     where = "on this card" if run.fits else "without a limit"
-    text = f"  torch's own peaks {where}: allocated {gib(facts.allocated_peak)}, reserved {gib(facts.reserved_peak)} GiB"
+    text = (
+        f"  torch's own peaks {where}: allocated {gib(facts.allocated_peak)}, reserved {gib(facts.reserved_peak)} GiB"
+    )
     if facts.num_alloc_retries:
         text += f"; it gave its cache back {facts.num_alloc_retries} times, which takes time"
     lines += paragraph(page, text, "    ")

@@ -101,6 +101,16 @@ EXPORT const mirage_gpu *mirage_device(void) {
   return &gpu;
 }
 
+/* Registers of a kernel are not known, so they are left out: what threads, blocks and shared memory allow. */
+EXPORT int mirage_occupancy(int threads, size_t shared) {
+  const mirage_gpu *device = mirage_device();
+  int blocks = threads > 0 ? device->threads_per_sm / ((threads + 31) / 32 * 32) : 1;
+  size_t taken = shared + (size_t)device->shared_reserved;
+  if (blocks > device->blocks_per_sm) blocks = device->blocks_per_sm;
+  if (taken && (size_t)blocks > (size_t)device->shared_per_sm / taken) blocks = (int)((size_t)device->shared_per_sm / taken);
+  return blocks > 0 ? blocks : 1;
+}
+
 EXPORT void mirage_log(const char *format, ...) {
   va_list arguments;
   mirage_device();

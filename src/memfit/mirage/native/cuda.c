@@ -216,13 +216,8 @@ EXPORT int cuLaunchKernelEx(const launch_configuration *how, void *function, voi
   return OK;
 }
 EXPORT int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, void *function, int threads, size_t shared) {
-  const mirage_gpu *gpu = mirage_device();
-  int blocks = threads > 0 ? gpu->threads_per_sm / ((threads + 31) / 32 * 32) : 1;
-  int by_shared = (int)((size_t)gpu->shared_per_sm / (shared + (size_t)gpu->shared_reserved));
   (void)function;
-  if (blocks > gpu->blocks_per_sm) blocks = gpu->blocks_per_sm;
-  *out = blocks < by_shared ? blocks : by_shared;
-  if (*out < 1) *out = 1;
+  *out = mirage_occupancy(threads, shared);
   return OK;
 }
 EXPORT int cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *out, void *function, int threads, size_t shared,

@@ -180,16 +180,10 @@ EXPORT int cudaFuncGetAttributes(function_attributes *out, const void *function)
   out->dynamic_shared = gpu->shared_per_block;
   return OK;
 }
-/* Registers of a kernel are not known, so they are left out: what threads, blocks and shared memory allow. */
 EXPORT int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *out, const void *function, int threads, size_t shared,
                                                                   unsigned flags) {
-  const mirage_gpu *gpu = mirage_device();
-  int whole = (threads + 31) / 32 * 32, blocks = whole ? gpu->threads_per_sm / whole : 0;
-  int by_shared = (int)((size_t)gpu->shared_per_sm / (shared + (size_t)gpu->shared_reserved));
   (void)function, (void)flags;
-  if (blocks > gpu->blocks_per_sm) blocks = gpu->blocks_per_sm;
-  *out = blocks < by_shared ? blocks : by_shared;
-  if (*out < 1) *out = 1;
+  *out = mirage_occupancy(threads, shared);
   return OK;
 }
 EXPORT int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *out, const void *function, int threads, size_t shared) {

@@ -41,6 +41,7 @@ typedef struct {
 } mirage_gpu;
 
 const mirage_gpu *mirage_device(void);
+int mirage_occupancy(int threads, size_t shared);                /* resident blocks of a kernel on a multiprocessor */
 
 /* ---- accounts: core.c ---- */
 enum { DEVICE_MEMORY, VIRTUAL_MEMORY };

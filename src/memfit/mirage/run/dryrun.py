@@ -144,12 +144,10 @@ def dryrun_stages(options: RunOptions, stages: int, *args: Any, **kwargs: Any) -
     ranks = options.ranks or 1
     if not 1 <= stages <= ranks or ranks % stages:
         raise MemfitError(f"{ranks} ranks do not divide into {stages} pipeline stages", hint="--ranks and --stages")
-    runs = []
     with tempfile.TemporaryDirectory(prefix="memfit-stages-") as folder:
         kwargs["base"] = {**kwargs["base"], "MEMFIT_STAGES_FOLDER": folder}
-        for stage in range(stages):
-            runs.append(dryrun(replace(options, rank=stage * (ranks // stages)), *args, **kwargs))
-    return runs
+        firsts = (replace(options, rank=stage * (ranks // stages)) for stage in range(stages))
+        return [dryrun(first, *args, **kwargs) for first in firsts]
 
 
 def _run(

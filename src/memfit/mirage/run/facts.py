@@ -16,6 +16,9 @@ _LIMIT = 4 << 20
 _MOST_FILES = 256
 _MOST_TEXTS = 200
 _LARGEST = 1 << 50
+_WHOLE = ("total_bytes", "allocated_peak", "reserved_peak", "private_bytes", "num_alloc_retries", "num_oom", "pid",
+          "steps", "device")  # fmt: skip
+_TEXTS = ("ending", "torch", "python", "device_name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,11 +107,12 @@ def _facts(document: Any, name: str) -> Facts | None:
             raise ValueError(f"not schema {SCHEMA}")
         if "refused" in document:
             raise _unusable(_text(document, "refused"))
-        sizes = ("total_bytes", "allocated_peak", "reserved_peak", "private_bytes", "num_alloc_retries", "num_oom")
+        whole = {key: _whole(document, key) for key in _WHOLE}
+        texts = {key: _text(document, key) for key in _TEXTS}
+        lists: dict[str, Any] = {key: tuple(_items(document, key, str)) for key in ("notes", "warnings")}
+        fields: dict[str, Any] = {**whole, **texts, **lists}
         return Facts(
-            **{key: _whole(document, key) for key in (*sizes, "pid", "steps", "device")},
-            **{key: _text(document, key) for key in ("ending", "torch", "python", "device_name")},
-            **{key: tuple(_items(document, key, str)) for key in ("notes", "warnings")},
+            **fields,
             failure=_failure(document["error"]),
             others={_whole(o, "device"): _whole(o, "requested_peak") for o in _items(document, "others", dict)},
             complete=bool(document["complete"]),

@@ -1,4 +1,4 @@
-"""Loaded by Python at its start because this folder stands on ``PYTHONPATH``: switches the hooks on, then the user's own.
+"""Loaded by Python at its start, as this folder stands on ``PYTHONPATH``: switches the hooks on, then the user's own.
 
 A ``sitecustomize`` of the environment is hidden by this one, so it is looked up and run here.
 """
@@ -20,7 +20,7 @@ def _next_one() -> None:
 
 
 if os.environ.get("MEMFIT_DRYRUN_FOLDER"):
-    import memfit_hook
+    import memfit_hook  # type: ignore[import-not-found, unused-ignore]
 
     memfit_hook.activate()
 _next_one()

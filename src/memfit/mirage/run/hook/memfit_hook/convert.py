@@ -10,7 +10,7 @@ SCHEMA = 1
 _SLACK_US = 2000
 """The allocator's clock and Python's differ by less."""
 _WORKSPACES = frozenset({33_554_432, 8_519_680, 4_194_304, 1_048_576})
-"""cuBLAS and cuBLASLt workspaces that torch keeps (CUDABlas.cpp of torch 2.13: 32 MiB from Hopper on, 8.125 MiB before)."""
+"""cuBLAS and cuBLASLt workspaces that torch keeps (CUDABlas.cpp of 2.13: 32 MiB from Hopper on, 8.125 MiB before)."""
 _DEFAULT_PHASE = ("load", -1, False, "", "")
 _NOT_OURS = ("/torch/", "/memfit_hook/", "<frozen", "<string>", "<eval")
 _COMMUNICATION = ("/torch/distributed/", "/deepspeed/comm/", "/torch/cuda/comm.py")

@@ -40,7 +40,7 @@ def _datasets(module: Any) -> None:
         found: Any = made.to_iterable_dataset() if streaming else made
         if split is None:
             kind = datasets.IterableDatasetDict if streaming else datasets.DatasetDict
-            return kind({name: found for name in _SPLITS})
+            return kind(dict.fromkeys(_SPLITS, found))
         return [found for _ in split] if isinstance(split, (list, tuple)) else found
 
     module.load_dataset = load_dataset

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gzip
 import json
 import os
@@ -47,10 +48,8 @@ def stop(why: str) -> None:
     """End the script here: write the results and leave without running anything else of it."""
     write(why)
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):  # the script may have closed or replaced it
             stream.flush()
-        except Exception:  # noqa: S110 - the script may have closed or replaced it
-            pass
     os._exit(0)
 
 

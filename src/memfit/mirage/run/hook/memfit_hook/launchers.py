@@ -1,6 +1,6 @@
 """Launchers start one process for each GPU; a dry run goes on as one of them, in the launcher's own process.
 
-The launcher itself runs unmodified up to the point where it would start workers: its arguments are read by its own code.
+The launcher runs unmodified up to the point where it would start workers: its arguments are read by its own code.
 """
 
 from __future__ import annotations
@@ -48,12 +48,17 @@ def _elastic(api: Any) -> None:
         note(f"the launcher's {stated} workers are one: rank {rank} of {ranks}")
         if callable(entry):
             return {rank: entry(*args)}
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        words = [str(entry), *map(str, args)]
-        os.execvp(words[0], words)  # noqa: S606 - what the launcher would have started
+        _become([str(entry), *map(str, args)])
+        return {}
 
     api.elastic_launch.__call__ = call
+
+
+def _become(words: list[str]) -> None:
+    """Replace this process by the one that the launcher would have started."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.execvp(words[0], words)  # noqa: S606
 
 
 def _spawn(module: Any) -> None:

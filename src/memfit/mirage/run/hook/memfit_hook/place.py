@@ -1,8 +1,8 @@
 """Where the script is: phase, step, module, operation. The allocator's history carries it with every entry.
 
-PyTorch attaches a text to each entry of its allocator history, per thread. Here that text is a number into ``TABLE``,
-set when a module begins or ends its forward, when a node of the autograd graph runs, and around optimizer steps. None of
-this allocates, changes the graph or keeps a tensor: pre-hooks on nodes see the gradients and let them go.
+PyTorch attaches a text to each entry of its allocator history, per thread. Here that text is a number into ``table``,
+set when a module begins or ends its forward, when a node of the autograd graph runs, and around optimizer steps. None
+of this allocates, changes the graph or keeps a tensor: pre-hooks on nodes see the gradients and let them go.
 
 As in ``memfit trace``, what follows the backward without a module belongs to the optimizer, and the next call of a
 module begins a forward; if an optimizer has stepped since the last one, it begins a step.

@@ -39,6 +39,7 @@ class Recording:
         self.started = False
         self.peaks: dict[int, tuple[int, int]] = {}
         self._named: set[int] = set()
+        self._optimizers: set[int] = set()
 
     def install(self) -> None:
         """Hook into torch; the history itself begins when the script first uses the GPU."""
@@ -91,11 +92,7 @@ class Recording:
         """A module is called from outside of all others: a forward begins."""
         place = self.place
         if place.stepped:
-            place.stepped = False
-            self.steps += 1
-            if SETTINGS.steps and self.steps >= SETTINGS.steps:
-                ending.stop("steps")
-            place.step += 1
+            self._advance()
         if id(module) not in self._named:
             self._named.add(id(module))
             place.name_modules(module)
@@ -105,9 +102,21 @@ class Recording:
 
     def _stepped(self, optimizer: Any, done: bool) -> None:
         if done:
+            self._optimizers.add(id(optimizer))
             self.labels.states(optimizer)
-        else:
-            self.labels.gradients(optimizer)
+            return
+        if id(optimizer) in self._optimizers:  # a replayed graph: nobody saw the forward
+            self._advance()
+        self.labels.gradients(optimizer)
+
+    def _advance(self) -> None:
+        """A step is over and the next begins; or the script ends here."""
+        self.place.stepped = False
+        self._optimizers.clear()
+        self.steps += 1
+        if SETTINGS.steps and self.steps >= SETTINGS.steps:
+            ending.stop("steps")
+        self.place.step += 1
 
 
 ACTIVE: list[Recording] = []
@@ -117,7 +126,9 @@ ACTIVE: list[Recording] = []
 def install(torch: Any) -> None:
     """Called when torch has been imported."""
     if not hasattr(torch.cuda.memory, "_set_memory_metadata"):
-        ending.refuse(f"torch {torch.__version__} cannot say where an allocation was made; torch 2.13 and 2.15 are known")
+        ending.refuse(
+            f"torch {torch.__version__} cannot say where an allocation was made; torch 2.13 and 2.15 are known"
+        )
         return
     if not getattr(torch.version, "cuda", None):
         ending.refuse(f"torch {torch.__version__} is not a CUDA build")

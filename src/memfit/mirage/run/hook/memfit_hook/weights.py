@@ -30,7 +30,7 @@ _ADDED = ("<unk>", "<s>", "</s>", "<pad>")
 
 
 def install(torch: Any) -> None:
-    """Leave large tensors of the host as they are: what they hold has no influence, writing it takes time and memory."""
+    """Leave large tensors of the host as they are: what they hold does not matter, writing it takes time and memory."""
     if not SETTINGS.fake_weights:
         return
     init = torch.nn.init
@@ -190,7 +190,8 @@ def write_weights(folder: Path) -> None:
 
     config = transformers.AutoConfig.from_pretrained(str(folder))
     names = getattr(config, "architectures", None) or []
-    kind = getattr(transformers, names[0], None) if names else None
+    kind: Any = getattr(transformers, names[0], None) if names else None
+    make: Any = kind if kind is not None else transformers.AutoModelForCausalLM.from_config
     dtype = getattr(config, "dtype", None) or torch.bfloat16
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
@@ -198,7 +199,7 @@ def write_weights(folder: Path) -> None:
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            model = kind(config) if kind is not None else transformers.AutoModelForCausalLM.from_config(config)
+            model = make(config)
     finally:
         torch.set_default_dtype(before)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
