@@ -17,6 +17,7 @@ from memfit.hardware import Gpu, gpus
 from memfit.job import Job, parse
 from memfit.job.writing import to_dict
 from memfit.ledger import Component, Difference, Entry, Ledger, compare
+from memfit.trace.job import lookup
 from memfit.trace.result import Block, Trace, any_layer, rounded
 
 Verdict = Literal["fits", "tight", "does not fit", "unknown"]
@@ -170,6 +171,11 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
         raise MemfitError("the trace names a pipeline stage that its job does not have")
     capacity = None if predicted is None else predicted.capacity_bytes
     outside: tuple[Entry, ...] = ()
+    card = trace.settings.get("card")
+    if predicted is None and isinstance(card, str):  # a script on a card
+        gpu = lookup(card)
+        capacity = gpu.total_bytes
+        outside = (Entry(component="runtime", name="CUDA context", bytes=gpu.context_bytes, provenance="assumed"),)
     if predicted is not None:
         outside = tuple(e for e in predicted.stages[stage].entries if e.component in _OUTSIDE)
     others = sum(entry.bytes for entry in outside)
@@ -216,7 +222,8 @@ def described(trace: Trace, job: Job, *, rank: int, stage: int) -> Trace:
     if job.model.config is None and (name is None or catalog.lookup(name) is None):
         from memfit.trace.job import config_dict
 
-        stated["model"] = {"config": config_dict(job)}  # a path means nothing on another machine
+        kept = {"extra": stated["model"]["extra"]} if stated["model"].get("extra") else {}
+        stated["model"] = {"config": config_dict(job), **kept}  # a path means nothing on another machine
     blocks = {uid: replace(block, source=short_source(block.source)) for uid, block in trace.blocks.items()}
     return replace(trace, blocks=blocks, settings={**trace.settings, "job": stated, "rank": rank, "stage": stage})
 
