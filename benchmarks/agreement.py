@@ -1,10 +1,11 @@
-"""Formula against trace: one training step of every family, eight strategies, peak by peak and layer by layer.
+"""Formula against trace: one training step of every family, eleven strategies, peak by peak and layer by layer.
 
 The trace runs the module of transformers on tensors without data and books every allocation; the formula knows the
 configuration only. Models keep their real widths and lose layers, so that a trace takes a second.
 
 Usage:
     PYTHONPATH=src python benchmarks/agreement.py [--family NAME] [--strategy NAME] [--layer] [--cache FILE]
+    PYTHONPATH=src python benchmarks/agreement.py --table docs/agreement-table.md
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Case:
         layers: layers kept (enough for one of each kind).
         seq, batch: tokens of a sequence, sequences.
         change: configuration keys set besides.
+        images: images of each sequence.
         reference: why the traced module is not what the formula models; the row is shown and not judged.
     """
 
@@ -48,6 +50,7 @@ class Case:
     layers: int = 3
     seq: int = 2048
     batch: int = 1
+    images: int = 0
     change: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
 
@@ -125,7 +128,7 @@ CASES: dict[str, Case] = {
     "t5": Case(model="t5-large", seq=512, batch=4),
     "flan_t5": Case(model="flan-t5-xl", seq=512, batch=4, change={"tie_word_embeddings": True}),
     "qwen2_vl": Case(model="qwen2-vl-2b", reference=TEXT),
-    "llava": Case(model="llava-1.5-7b", reference=TEXT),
+    "llava": Case(model="llava-1.5-7b", images=1),
 }
 """One or more models for each family."""
 
@@ -144,6 +147,21 @@ class Strategy:
     vocab: int | None = None
 
 
+LABELS = {
+    "none": "bf16, AdamW foreach",
+    "full": "the same, full checkpointing",
+    "blocks": "bf16, 8-bit AdamW, small vocabulary",
+    "blocks-full": "the same, full checkpointing",
+    "fp32": "fp32, 8-bit AdamW, small vocabulary",
+    "accum": "transformers, 8-bit AdamW, 2 micro-batches",
+    "eager": "written-out attention, small vocabulary",
+    "lora": "LoRA on all linear layers, small vocabulary",
+    "lora-full": "the same, full checkpointing",
+    "autocast": "bf16 autocast, fused AdamW, small vocabulary",
+    "sgd": "bf16, SGD",
+}
+"""What a strategy is, for the table."""
+
 STRATEGIES: dict[str, Strategy] = {
     "none": Strategy(),
     "full": Strategy(checkpointing="full"),
@@ -152,7 +170,10 @@ STRATEGIES: dict[str, Strategy] = {
     "fp32": Strategy(precision="fp32", optimizer="adamw-8bit", vocab=1024),
     "accum": Strategy(grad_accum=2, framework="transformers", optimizer="adamw-8bit"),
     "eager": Strategy(attention="eager", optimizer="adamw-8bit", vocab=1024),
-    "lora": Strategy(method="lora", framework="transformers", checkpointing="full", vocab=1024),
+    "lora": Strategy(method="lora", framework="transformers", vocab=1024),
+    "lora-full": Strategy(method="lora", framework="transformers", checkpointing="full", vocab=1024),
+    "autocast": Strategy(precision="bf16-mixed", framework="transformers", vocab=1024),
+    "sgd": Strategy(optimizer="sgd"),
 }
 
 
@@ -162,6 +183,8 @@ def job_of(case: Case, s: Strategy) -> dict[str, Any]:
     if s.method == "lora":
         task["lora"] = {"rank": 16, "targets": "all-linear"}
     model: dict[str, Any] = {"config": case.config(s.vocab)}
+    if case.images:
+        model["extra"] = {"images": case.images}
     return {
         "model": model,
         "task": task,
@@ -249,8 +272,8 @@ class Prediction:
         for tower in (*s.towers, s.decoder):
             count = d.images * tower.stack.tokens if tower.stack.tokens else d.seq_len
             tokens = d.tokens if tower is s.decoder else d.micro_batch * count
-            for i in range(tower.stack.num_layers):
-                out[tower.stack.prefix.format(i)] = int(self.model.layer_kept(tower, i, tokens, tokens))
+            for i in range(tower.stack.num_layers - tower.stack.unread):
+                out[tower.stack.prefix.format(i)] = int(sum(self.model.layer_kept(tower, i, tokens, tokens)))
         return out
 
     def tail_kept(self) -> int:
@@ -349,6 +372,52 @@ def form_rows(p: Prediction) -> list[str]:
     return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One pair: the relative difference of the peaks in percent, or why there is none."""
+
+    family: str
+    strategy: str
+    off: float
+    refused: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """Whether both sides model the same program."""
+        return not CASES[self.family].reference
+
+
+def table(rows: list[Row], limit: float) -> str:
+    """The summary of ``docs/agreement-table.md``: a line for each strategy, then what is not judged."""
+    import platform
+    from importlib.metadata import version
+
+    here = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    judged = [r for r in rows if r.judged]
+    total = sum(abs(r.off) <= limit and not r.refused for r in judged)
+    lines = [
+        f"{len({r.family for r in judged})} models, {len({r.strategy for r in judged})} strategies: {total} of "
+        f"{len(judged)} peaks agree within {limit:g} %. Made by `benchmarks/agreement.py --table` with {here}, "
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}; the traces run on no GPU.",
+        "",
+        f"| strategy | models | within {limit:g} % | median | worst | of |",
+        "| --- | --: | --: | --: | --: | --- |",
+    ]
+    for label in dict.fromkeys(r.strategy for r in judged):
+        mine = sorted((r for r in judged if r.strategy == label and not r.refused), key=lambda r: abs(r.off))
+        inside, worst = sum(abs(r.off) <= limit for r in mine), mine[-1]
+        middle = abs(mine[len(mine) // 2].off)
+        lines.append(
+            f"| {LABELS[label]} | {len(mine)} | {inside} | {middle:.2f} % | {worst.off:+.2f} % | {worst.family} |"
+        )
+    lines += ["", "| not judged | range of the difference | why |", "| --- | --: | --- |"]
+    for name in dict.fromkeys(r.family for r in rows if not r.judged):
+        mine = [r.off for r in rows if r.family == name and not r.refused]
+        if mine:
+            lines.append(f"| {name} | {min(mine):+.1f} to {max(mine):+.1f} % | {CASES[name].reference} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Print the table; 1 when a pair differs by more than ``--limit`` percent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -357,9 +426,10 @@ def main() -> int:
     parser.add_argument("--layer", action="store_true", help="list the tensors that a layer of each kind keeps")
     parser.add_argument("--peak", action="store_true", help="list what is live at the traced peak")
     parser.add_argument("--cache", type=Path, help="keep the readings of traces in this file")
+    parser.add_argument("--table", type=Path, help="write the summary of all pairs to this file")
     parser.add_argument("--limit", type=float, default=1.0, help="largest difference in percent")
     args = parser.parse_args()
-    cache, wrong, start = Cache(args.cache), 0, time.time()
+    cache, wrong, start, rows = Cache(args.cache), 0, time.time(), []
     heads = f"{'formula B':>16s} {'trace B':>16s} {'peak %':>8s} {'held %':>8s}  formula's moment / trace's"
     WRITE(f"{'family':16s} {'strategy':12s} {heads}\n")
     for name in args.family or CASES:
@@ -371,24 +441,26 @@ def main() -> int:
                 p = predicted(case, s)
             except Exception as error:  # a model that one side refuses is a row, not the end
                 WRITE(f"{name:16s} {label:12s} {type(error).__name__}: {str(error)[:150]}\n")
-                wrong += 1
+                rows.append(Row(family=name, strategy=label, off=0.0, refused=str(error)))
+                wrong += not case.reference
                 continue
-            off = abs(p.peak / t["peak"] - 1) * 100
+            rows.append(Row(family=name, strategy=label, off=(p.peak / t["peak"] - 1) * 100))
+            off = abs(rows[-1].off)
             wrong += off > args.limit and not case.reference
             held = sum(p.kept().values()) + p.tail_kept()
             mark = "  " if off <= args.limit else " ~" if case.reference else " !"
             both = f"{p.peak:>16d} {t['peak']:>16d} {percent(p.peak, t['peak'])} {percent(held, t['held'])}"
             WRITE(f"{name:16s} {label:12s} {both}{mark} {p.what} / {t['at']}\n")
             if args.layer:
-                for row in layer_rows(name, p, t, detail=True):
-                    WRITE(row)
+                for line in layer_rows(name, p, t, detail=True):
+                    WRITE(line)
                 form, atoms = p.setup.tail.kept, p.model.tail_atoms()
                 WRITE(f"  outside the layers: {p.tail_kept()} {spelled(form, atoms)}\n")
                 for b in t["layers"].get("", []):
                     WRITE(tensor(b, b[4]))
             if args.peak:
-                for row in form_rows(p):
-                    WRITE(row)
+                for line in form_rows(p):
+                    WRITE(line)
                 for _, what, size in p.moments:
                     WRITE(f"    {what:32s} {size}\n")
                 WRITE(f"    formula {p.parts}\n    trace phases {t['phases']}\n")
@@ -396,6 +468,8 @@ def main() -> int:
                     WRITE(f"    {size:>14d} x{count:<3d} {component:12s} {op:40s} {dtype:9s} {shape} {module}\n")
                 for line in t["warnings"][:5]:
                     WRITE(f"    {line}\n")
+    if args.table:
+        args.table.write_text(table(rows, args.limit))
     WRITE(f"{wrong} differ by more than {args.limit} %, {time.time() - start:.0f} s\n")
     return 1 if wrong else 0
 

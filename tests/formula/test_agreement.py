@@ -26,15 +26,26 @@ def agreement() -> ModuleType:
     return module
 
 
+FAMILIES = ("llama", "gemma3", "gpt_neox", "bloom", "qwen3_moe", "deepseek_v2", "bert", "cohere")
+PAIRS = [
+    *((family, strategy) for family in FAMILIES for strategy in ("blocks", "blocks-full")),
+    *((family, "lora-full") for family in ("llama", "gpt2", "qwen3_moe", "phi3")),
+    *((family, "lora") for family in ("falcon-new", "deepseek_v2")),
+    *((family, "autocast") for family in ("llama", "nemotron")),
+    ("llama", "none"),
+    ("qwen3", "accum"),
+    ("gemma", "fp32"),
+    ("t5", "eager"),
+    ("llava", "blocks"),
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "family", ["llama", "gemma3", "gpt_neox", "bloom", "qwen3_moe", "deepseek_v2", "bert", "cohere"]
-)
-@pytest.mark.parametrize("strategy", ["none", "full", "blocks", "blocks-full"])
+@pytest.mark.parametrize(("family", "strategy"), PAIRS)
 def test_peaks_agree(agreement: ModuleType, family: str, strategy: str) -> None:
     case, s = agreement.CASES[family], agreement.STRATEGIES[strategy]
     traced, predicted = agreement.traced(case, s), agreement.predicted(case, s)
     assert predicted.peak == pytest.approx(traced["peak"], rel=0.01)
     if strategy in ("none", "blocks"):
         held = sum(predicted.kept().values()) + predicted.tail_kept()
-        assert held == pytest.approx(traced["held"], rel=0.01)
+        assert held == pytest.approx(traced["held"], rel=0.01 if family != "llava" else 0.03)

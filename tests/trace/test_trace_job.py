@@ -56,6 +56,39 @@ def test_what_is_not_traced_is_refused_with_every_reason_at_once():
     assert "estimate" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"ep": 2}, "strategy.ep"),
+        ({"pp": 2, "pp_schedule": "zero-bubble", "grad_accum": 4}, "strategy.pp_schedule"),
+        ({"pp": 2, "pp_schedule": "interleaved", "virtual_pp": 2, "grad_accum": 4}, "strategy.virtual_pp"),
+        ({"zero": 2, "framework": "torch"}, "strategy.zero"),
+        ({"zero": 1, "framework": "transformers"}, "strategy.zero"),
+        ({"loss": "fused"}, "strategy.loss"),
+        ({"loss": "chunked"}, "strategy.loss"),
+    ],
+)
+def test_each_refusal_names_its_field(fields, path):
+    model = {**CONFIG, "num_hidden_layers": 4}
+    job = from_kwargs(config=model, gpu="h100-sxm-80gb", gpus=8, seq_len=128, precision="bf16", **fields)
+    with pytest.raises(JobErrors) as caught:
+        training_of(complete(job).job)
+    assert path in {error.path for error in caught.value.errors}
+
+
+def test_stage_one_of_a_plain_loop_is_a_share_of_the_states():
+    assert training(framework="torch", precision="bf16", gpus=4, zero=1).partition
+    assert not training(framework="torch", precision="bf16", gpus=4).partition
+
+
+def test_an_unknown_type_is_read_as_the_family_that_is_named():
+    strange = {**CONFIG, "model_type": "strange", "architectures": ["StrangeForCausalLM"]}
+    job = from_kwargs(config=strange, gpu="h100-sxm-80gb", seq_len=128, extra={"as": "llama"}, precision="bf16")
+    made, warnings = training_of(complete(job).job)
+    assert made.config["model_type"] == "llama"
+    assert any("llama" in text for text in warnings)
+
+
 def test_the_target_card_brings_its_multiprocessors():
     assert target("h100-sxm-80gb").multiprocessors == 132
     assert target("a100-sxm-80gb").multiprocessors == 108

@@ -85,7 +85,7 @@ class Device:
         return (slot + 1) << 40
 
     def take(self, size: int, count: int = 1) -> bool:
-        """Whether ``count`` times ``size`` bytes, each rounded up to the driver's granularity, were free; takes them."""
+        """Whether ``count`` times ``size`` bytes, each rounded up to the driver's granularity, were free; takes it."""
         size = ((size + GRANULE - 1) & -GRANULE) * count
         if self.used + size + self.others > self.capacity:
             return False

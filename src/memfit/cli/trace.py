@@ -11,7 +11,7 @@ import click
 
 from memfit.cli.jobs import SOURCE, JobCommand, given, job_options
 from memfit.cli.output import emit, hinted, make_page, output_options
-from memfit.errors import MemfitError
+from memfit.errors import MemfitError, MissingError
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _GZIP = b"\x1f\x8b"
 _FILES = ("events", "snapshot", "svg")
-_RUN = ("engine", "rank", "stage", "layers", "steps", "full")
+_RUN = ("engine", "rank", "stage", "layers", "steps", "full", "script", "script_args")
 
 
 @click.command("trace", cls=JobCommand)
@@ -48,6 +48,8 @@ _RUN = ("engine", "rank", "stage", "layers", "steps", "full")
 @click.option("--layers", type=click.IntRange(1), metavar="N", help="Cut the model to its first layers.")
 @click.option("--steps", type=click.IntRange(1, 16), default=2, metavar="N", help="Optimizer steps to trace.")
 @click.option("--full", is_flag=True, help="Trace every layer of a deep model, even if all are alike.")
+@click.option("--script", metavar="FILE", help="Trace your own training script instead of a job.")
+@click.option("--args", "script_args", metavar="TEXT", default="", help="The script's arguments, as one text.")
 @job_options
 @click.pass_context
 def command(
@@ -70,6 +72,8 @@ def command(
     layers: int | None,
     steps: int,
     full: bool,
+    script: str | None,
+    script_args: str,
     **_: Any,
 ) -> int:
     """The allocations of the real module, one by one, without a GPU; what the caching allocator makes of them.
@@ -81,6 +85,7 @@ def command(
     Examples:
       memfit trace qwen3-0.6b --gpu rtx-4090 --seq 2k --events run.memfit
       memfit trace run.memfit --svg run.svg --what-if max_split_size_mb:128
+      memfit trace --script train.py --args "--batch 8" --gpu rtx-4090
     """
     from memfit.trace.answer import answer
 
@@ -89,6 +94,8 @@ def command(
     predicted = None
     if source is not None and _is_trace(source):
         trace = _read(ctx, source, events)
+    elif script is not None:
+        trace = _run_script(ctx, source, script, script_args, steps)
     else:
         job = given(ctx, source)
         if job.empty:
@@ -171,6 +178,33 @@ def _run(
             f"the model stops with {type(error).__name__}: {text}", hint="MEMFIT_DEBUG=1 shows where"
         ) from error
     return described(trace, predicted.job, rank=rank, stage=stage), predicted
+
+
+def _run_script(ctx: click.Context, source: str | None, script: str, arguments: str, steps: int) -> Trace:
+    """The trace of a script; of the job's flags only the card counts."""
+    import shlex
+    from dataclasses import replace
+
+    typed = given(ctx, None)
+    others = [flag for path, flag in typed.flags.items() if path not in ("hardware.gpu", "hardware.gpus")]
+    ran = ("engine", "rank", "stage", "layers", "full")
+    others += [f"--{n}" for n in ran if ctx.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE]
+    if source is not None or others or typed.family is not None:
+        text = f"with --script the program is the script's own: {source[:60] if source else (others or ['--as'])[0]}"
+        raise hinted(f"{text} does not count", "of a job's flags only --gpu goes with it", ctx)
+    card = typed.job().hardware.gpu
+    try:
+        from memfit.trace.answer import card_settings
+        from memfit.trace.job import lookup, target
+        from memfit.trace.script import trace_script
+    except ImportError as error:
+        raise MissingError(f"tracing needs {error.name}", hint="pip install memfit[torch]") from error
+    try:
+        words = shlex.split(arguments)
+    except ValueError as error:
+        raise hinted(f"--args cannot be read: {error}", "quote it as a shell would", ctx) from error
+    trace = trace_script(script, words, steps=steps, gpu=target(card))
+    return trace if card is None else replace(trace, settings={**trace.settings, "card": card_settings(lookup(card))})
 
 
 def check_paths(ctx: click.Context, wanted: dict[str, str | None], *, force: bool) -> None:

@@ -10,7 +10,8 @@ K key/value heads, N head dim, F feed-forward width, E experts, k experts per to
     f  T*F/t     g  T*shared F/t            e  T*E        T*k: tk
     p  routed tokens * D    r  routed tokens * expert F
     m1..m6  sizes of latent attention       i, c, z, y...  sizes of recurrent mixers
-    w.<part>.<in|out>  weight elements of the block on the rank
+    w.<part>.<slot>  weight elements on the rank (``roles.py``)   c.<part>.<slot>  autocast's copies of them
+    Wi, Wo  weights of all experts on the rank          Ei, Eo  their inputs and outputs
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
+from memfit.formula.roles import weight_atom
 from memfit.formula.style import Style
 from memfit.formula.tape import Form, Program, Tape, Value
 from memfit.models.architecture import Attention, Block, Code, Mlp, Moe, Recurrent
@@ -32,9 +34,8 @@ ACTIVATIONS: dict[str, tuple[int, bool]] = {
     "gelu_pytorch_tanh": (1, False),
     "gelu_fast": (4, False),
     "gelu_new": (4, False),
-    "quick_gelu": (3, False),
+    "quick_gelu": (2, False),
     "relu": (0, True),
-    "relu2": (1, True),
     "xielu": (4, False),
 }
 """Activation -> (copies of its input's size kept for the backward pass, its output is kept too).
@@ -42,6 +43,10 @@ ACTIVATIONS: dict[str, tuple[int, bool]] = {
 From the eager modules of transformers: one-kernel activations keep their input; ``gelu_new`` and its kin are written
 out in tensor operations and keep every factor.
 """
+
+
+POWERS = frozenset({"gelu_new"})
+"""Activations whose formula has a power."""
 
 
 class Recorder:
@@ -52,6 +57,7 @@ class Recorder:
         self.tape = Tape(compiled=style.compiled)
         self.lora = dict(style.lora)
         self._gathered: dict[int, Value] = {}
+        self._copied: set[str] = set()
 
     # -- pieces ---------------------------------------------------------------------------------------------------
 
@@ -70,6 +76,9 @@ class Recorder:
         style, op = self.style, self.tape.op
         stats = {stat: 8 if kind == "layer" else 4}
         native = kind == "layer" and code.norm != "written"
+        if native and code.norm_casts:
+            x = self.cast(x)
+            return op("norm", [x], x.atom, x.width, saved=[x], extra_saved=stats, cheap=True)
         if style.norm == "fused" or (native and code.norm == "low"):
             width = 4 if style.autocast else x.width
             return op("norm", [x], x.atom, width, saved=[x], extra_saved=stats, cheap=True)
@@ -87,7 +96,7 @@ class Recorder:
             extra_saved={**stats, x.atom: 8} if centred else stats,
             cheap=True,
             forward_temp={x.atom: 4},
-            backward_temp={x.atom: 12},
+            backward_temp={x.atom: 8 if centred else 12},
         )
         low = scaled
         if code.norm in ("low", "mixed") and x.width < 4:
@@ -96,7 +105,7 @@ class Recorder:
             trained = style.trained
             temp: Form = {x.atom: low.width, f"{'RH' if stat == 'h' else 'R'}.{x.atom}": 1} if trained else {}
             saved = [low] if trained else []
-            low = op("norm.weight", [low], x.atom, low.width, saved=saved, cheap=True, backward_temp=temp)
+            low = op("norm.weight", [low], x.atom, low.width, saved=saved, cheap=True, after_temp=temp, packs=True)
         return low if low.width == x.width else op("norm.cast", [low], x.atom, x.width, cheap=True)
 
     def cast(self, x: Value) -> Value:
@@ -114,42 +123,66 @@ class Recorder:
         return self._gathered[id(x)]
 
     def linear(
-        self, x: Value, out: str, role: str, part: str, *, column: bool = True, bias: bool = False, keep: bool = True
+        self,
+        x: Value,
+        out: str,
+        role: str,
+        part: str,
+        *,
+        column: bool = True,
+        bias: bool = False,
+        keep: bool = True,
     ) -> Value:
-        """A Linear layer with its adapter, if any; ``part`` names its weight atom.
+        """A Linear layer with its adapter, if any; ``role`` and ``part`` name its weight atom.
 
         ``keep``: it keeps its input; not where a kernel around it makes the input again.
         """
         style, tape = self.style, self.tape
-        width = style.width
+        # grouped products are no autocast operation: experts run in the dtype of their weights
+        plain = part == "expert" and style.autocast
+        width = x.width if plain else style.width
         source = x
         if column:
             x = self.gather(x)
-        low = self.cast(x)
-        rank = self.lora.get(role)
+        low = x if plain else self.cast(x)
+        rank = self.lora.get(role if part in ("attention", "mlp", "head") else f"{part}.{role}")
         trained = style.trained or rank == 0
-        side = "in" if column else "out"
-        weight = f"w.{part}.{side}"
+        weight = weight_atom(role, part, column=column)
         saved = [low] if trained and keep else []
         if trained and column and style.sequence_parallel and not style.gather_inputs and x is not source:
             saved = [source]
         temp: Form = {f"{weight}.max": style.width} if style.dequantize and not trained else {}
         grads = {weight: style.weight_grads} if trained else {}
+        copy = [] if plain or not trained else self.weight_copy(weight)
         y = tape.op(
             role,
-            [low],
+            [low, *copy],
             out,
             width,
-            saved=saved,
+            saved=saved + copy,
             grad=low.grad or trained or bool(rank),
             matmul=True,
             forward_temp=temp,
-            backward_temp={**temp, f"R.{out}": 1} if bias and trained else temp,
-            weight_grad=grads,
+            backward_temp=temp,
+            after_temp={f"R.{out}": 1} if bias and trained else {},
+            weight_grad={} if copy else grads,
+            packs=low.grad,
         )
         if rank:
             y = self._adapter(x, y, role, rank)
+        tape.hold(source)  # the arguments of a call live as long as the call
         return y
+
+    def weight_copy(self, weight: str) -> list[Value]:
+        """Autocast's copy of a weight in the compute dtype: made once, kept for the backward, with its own gradient."""
+        style = self.style
+        if not style.autocast or weight in self._copied:
+            return []
+        self._copied.add(weight)
+        grads = {weight: style.weight_grads}
+        return [
+            self.tape.op("weight.cast", [], f"c{weight[1:]}", style.width, grad=True, weight_grad=grads, cheap=True)
+        ]
 
     def _adapter(self, x: Value, y: Value, role: str, rank: int) -> Value:
         style, tape = self.style, self.tape
@@ -161,7 +194,7 @@ class Recorder:
         if style.lora_cast and h.width != style.lora_width:
             h = tape.op("lora.cast", [h], h.atom, style.lora_width, cheap=True)
         a = tape.op("lora_A", [h], "T", rank * style.lora_width, saved=[h], grad=True, matmul=True)
-        b = tape.op("lora_B", [a], y.atom, style.lora_width, saved=[a], matmul=True)
+        b = tape.op("lora_B", [a], y.atom, style.lora_width, saved=[a], matmul=True, packs=True)
         scaled = tape.op("lora.scale", [b], y.atom, style.lora_width, cheap=True)
         if style.dora:
             scaled = tape.op(
@@ -193,8 +226,10 @@ class Recorder:
         """Rotary embedding of q or k: a new tensor, with the temporaries of the written-out formula."""
         if not att.rotary_dim:
             return x
-        temp = {x.atom: 3 * x.width} if self.style.rope == "composite" else {}
-        return self.tape.op("rope", [x], x.atom, x.width, cheap=True, forward_temp=temp, backward_temp=temp)
+        width = 4 if self.style.autocast else x.width  # the angles are fp32
+        temp = {x.atom: 3 * width} if self.style.rope == "composite" else {}
+        turned = self.tape.op("rope", [x], x.atom, width, cheap=True, forward_temp=temp, backward_temp=temp)
+        return self.cast(turned)
 
     def core_attention(
         self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, joined: bool = False
@@ -214,14 +249,16 @@ class Recorder:
         uneven = style.masks and att.head_dim != att.v_head_dim  # no flash kernel for unlike head dims
         efficient = style.attention == "efficient" or always or uneven
         if style.masks and (code.kernel == "math" or (grouped and efficient and not always)):
-            return self.math_attention(q, k, v, att, grouped=grouped)
+            return self.math_attention(q, k, v, att, code, grouped=grouped)
         windowed = style.masks and att.window is not None and not efficient
         saved: Form = {"h": 4}
         staging: Form = {"q": 4, "h": 4}  # dQ is accumulated in fp32
         if repeats and (efficient or windowed):
             k = op("repeat_k", [k], "kr" if windowed else "q", w, cheap=True)
             v = op("repeat_v", [v], "vr" if windowed else "o", w, cheap=True)
-        if windowed or always:  # SDPA makes an additive mask of its own at each call
+        if (
+            windowed or always or (style.masks and att.window is not None)
+        ):  # SDPA makes an additive mask of its own at each call
             saved["P" if code.position_bias else "SS" if always else "M"] = w
         if grouped and not efficient:
             staging["qs" if windowed else "q"] = (
@@ -229,9 +266,10 @@ class Recorder:
             )  # dK, dV per query head
         if code.position_bias:
             staging["s"] = w
-        if joined and not efficient:
-            saved["om" if windowed else "o"] = w
-        return op(
+        merged = joined and not efficient
+        if merged and windowed:
+            saved["om"] = w
+        out = op(
             "attention",
             [q, k, v],
             "o",
@@ -242,21 +280,34 @@ class Recorder:
             core=True,
             backward_temp=staging,
         )
+        return op("merge", [out], "o", w, cheap=True) if merged and not windowed else out
 
     def eager_attention(self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, grouped: bool) -> Value:
         """Attention written out with its matrix of scores; the softmax runs in fp32."""
         op, w = self.tape.op, self.style.width
+        lone = grouped and att.num_kv_heads == 1
         if grouped:
-            k = op("repeat_k", [k], "q", w, cheap=True)
-            v = op("repeat_v", [v], "o", w, cheap=True)
+            k = op("repeat_k", [k], "q", w, cheap=True, view=lone)
+            v = op("repeat_v", [v], "o", w, cheap=True, view=lone)
         wide = 4 if code.float_scores else w
         if wide > w:
             q, k = op("q.float", [q], "q", wide), op("k.float", [k], "q", wide)
         temp = {"s": wide}
-        product = op("scores", [q, k], "s", wide, saved=[q, k], core=True, forward_temp=temp, backward_temp=temp)
+        copied: Form = {"q1": wide} if lone else {}
+        product = op(
+            "scores",
+            [q, k],
+            "s",
+            wide,
+            saved=[q, k],
+            extra_saved=copied,
+            core=True,
+            forward_temp=temp,
+            backward_temp=temp,
+        )
         if att.softcap:
             product = op("softcap", [product], "s", w, saves_output=True, core=True, backward_temp=temp)
-        soft_width = w if att.sinks or code.low_softmax else 4
+        soft_width = w if (att.sinks or code.low_softmax) and not self.style.autocast else 4
         if product.width < soft_width:
             product = op("scores.float", [product], "s", 4, core=True)
         soft = op(
@@ -273,15 +324,17 @@ class Recorder:
         low = soft if soft_width == w else op("softmax.cast", [soft], "s", w, core=True)
         if att.dropout:
             low = op("attention.dropout", [low], "s", w, extra_saved={"s": 1}, core=True)
-        out = op("context", [low, v], "o", w, saved=[low, v], core=True)
+        copied = {"o1": w} if lone else {}
+        out = op("context", [low, v], "o", w, saved=[low, v], extra_saved=copied, core=True)
         return op("merge", [out], "o", w, cheap=True)
 
-    def math_attention(self, q: Value, k: Value, v: Value, att: Attention, *, grouped: bool) -> Value:
+    def math_attention(self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, grouped: bool) -> Value:
         """SDPA without a fused kernel: everything in fp32, queries and keys scaled before the product."""
         op, w = self.tape.op, self.style.width
         k_atom, v_atom = k.atom, v.atom
-        if grouped and w == 4:
-            k, v = op("repeat_k", [k], "q", w), op("repeat_v", [v], "o", w)
+        lone = grouped and att.num_kv_heads == 1
+        if grouped and w == 4 and not code.broadcast_kv:
+            k, v = op("repeat_k", [k], "q", w, view=lone), op("repeat_v", [v], "o", w, view=lone)
             k_atom, v_atom = "q", "o"
         q = op("q.scale", [q], "q", 4, forward_temp={"q": 4} if w < 4 else {})
         k = op("k.scale", [k], k_atom, 4, forward_temp={k_atom: 4} if w < 4 else {})
@@ -324,7 +377,7 @@ class Recorder:
         if code.expand_kv and k.atom == "k":
             k = tape.op("expand_k", [k], "q", w, cheap=True)
             v = tape.op("expand_v", [v], "o", w, cheap=True)
-        joined = bool(att.rotary_dim) and (code.rope_cat or att.rotary_dim < att.head_dim)
+        joined = bool(att.rotary_dim) and (code.rope_cat or att.rotary_dim < att.head_dim) and not code.token_major
         out = self.core_attention(q, k, v, att, code, joined=joined)
         if att.output_gate:
             gate = self.linear(h, "o", "q_proj", "attention")
@@ -356,10 +409,21 @@ class Recorder:
 
     def activation(self, x: Value, act: str) -> Value:
         """The non-linearity, with what its backward keeps."""
+        if act in POWERS and self.style.autocast and x.width < 4:
+            # autocast raises powers to fp32: an fp32 copy, tanh and its sum are kept beside half the input
+            more: Form = {x.atom: 12 + x.width}
+            return self.tape.op(act, [x], x.atom, 4, extra_saved=more, cheap=True, backward_temp={x.atom: 8})
+        if act == "relu2":  # relu keeps its result, the square keeps it too: in fp32 under autocast
+            wide = self.style.autocast and x.width < 4
+            more = {x.atom: x.width + 4 * wide}
+            temp = {x.atom: 10 if wide else 2 * x.width}
+            width = 4 if wide else x.width
+            return self.tape.op(act, [x], x.atom, width, extra_saved=more, cheap=True, backward_temp=temp)
         copies, keeps_output = ACTIVATIONS.get(act, (1, False))
         saved = [x] if copies else []
         extra = {x.atom: (copies - 1) * x.width} if copies > 1 else {}
-        temp = {x.atom: x.width} if copies and keeps_output else {}
+        # a formula written out begins its backward with the gradients of two factors
+        temp = {x.atom: x.width} if copies and (keeps_output or copies > 1) else {}
         return self.tape.op(
             act,
             [x],
@@ -375,70 +439,110 @@ class Recorder:
     def mlp(self, h: Value, mlp: Mlp, atom: str = "f", part: str = "mlp") -> Value:
         """Gated or plain feed-forward layer."""
         if not mlp.gated:
-            inner = self.activation(self.linear(h, atom, "fc1", part, bias=mlp.bias), mlp.act)
-            down = "fc2"
+            inner = self.activation(self.linear(h, atom, "up_proj", part, bias=mlp.bias), mlp.act)
         else:
-            gate, up = self.gate_up(h, atom, part, fused=mlp.fused_gate_up, bias=mlp.bias)
-            inner = self.gated(gate, up, mlp.act, atom)
-            down = "down_proj"
+            inner = self.glu(h, mlp.act, atom, part, fused=mlp.fused_gate_up, bias=mlp.bias)
         inner = self.dropout(inner, mlp.dropout)
-        return self.linear(inner, "x", down, part, column=False, bias=mlp.bias)
+        return self.linear(inner, "x", "down_proj", part, column=False, bias=mlp.bias)
 
-    def gate_up(self, h: Value, atom: str, part: str, *, fused: bool, bias: bool = False) -> tuple[Value, Value]:
-        """The two inputs of a gated layer: two products, or halves of one."""
-        if not fused or self.style.lora:
+    def glu(
+        self, h: Value, act: str, atom: str, part: str, *, fused: bool, bias: bool = False, clamped: bool = False
+    ) -> Value:
+        """act(gate) * up: two products, the gate's activation before the second one runs, or halves of one product."""
+        w, op = self.style.width, self.tape.op
+        if not fused:
             gate = self.linear(h, atom, "gate_proj", part, bias=bias)
-            return gate, self.linear(h, atom, "up_proj", part, bias=bias)
-        both = self.linear(h, atom + atom[-1], "gate_up_proj", part, bias=bias)
-        w = self.style.width
-        return self.tape.op("gate", [both], atom, w, view=True), self.tape.op("up", [both], atom, w, view=True)
-
-    def gated(self, gate: Value, up: Value, act: str, atom: str) -> Value:
-        """act(gate) * up."""
-        if self.style.mlp == "fused":
-            return self.tape.op("glu", [gate, up], atom, gate.width, saved=[gate, up], cheap=True)
-        active = self.activation(gate, act)
-        return self.tape.op("glu", [active, up], atom, gate.width, saved=[active, up], cheap=True)
+            active = gate if clamped or self.style.mlp == "fused" else self.activation(gate, act)
+            up = self.linear(h, atom, "up_proj", part, bias=bias)
+        else:
+            both = self.linear(h, atom + atom[-1], "gate_up_proj", part, bias=bias)
+            w = both.width
+            gate, up = op("gate", [both], atom, w, view=True), op("up", [both], atom, w, view=True)
+            active = gate if clamped or self.style.mlp == "fused" else self.activation(gate, act)
+        more: Form = {atom: 4 * w} if clamped else {}
+        return op(
+            "glu", [active, up], atom, max(active.width, up.width), saved=[active, up], extra_saved=more, cheap=True
+        )
 
     def moe(self, h: Value, moe: Moe, code: Code = PLAIN) -> Value:
         """Router, dispatch, experts and combination."""
         tape, w = self.tape, self.style.width
         h = self.gather(h)
         source = h
-        if code.router_float and w < 4:
+        if self.style.autocast:
+            source = self.cast(h)
+        elif code.router_float and w < 4:
             source = tape.op("router.float", [h], h.atom, 4)
-        saved = [source] if self.style.trained else []
+        folded = code.expert_adapters == "folded" and any(role.startswith("expert.") for role in self.lora)
+        saved = [source] if self.style.trained or folded else []
         router = tape.op("router", [source], "e", source.width, saved=saved, matmul=True)
         soft = tape.op("router.softmax", [router], "e", 4, saves_output=True, forward_temp={"e": 4})
         weights = tape.op("topk", [soft], "tk", w, extra_saved={"tk": 8 + 4})
         # order of the tokens by expert, its inverse, and the token of each row
-        routed = tape.op("dispatch", [h], "p", w, extra_saved={"tk": 24}, backward_temp={"p": w})
-        part = "expert"
-        if moe.gated:
-            gate, up = self.gate_up(routed, "r", part, fused=self.style.mlp != "fused")
-            if code.clamped_glu:
-                inner = tape.op("glu", [gate, up], "r", w, saved=[gate, up], extra_saved={"r": 4 * w}, cheap=True)
-            else:
-                inner = self.gated(gate, up, moe.act, "r")
-        else:
-            inner = self.activation(self.linear(routed, "r", "up_proj", part), moe.act)
-        out = self.linear(inner, "p", "down_proj", part, column=False)
+        e = h.width if self.style.autocast else w
+        routed = tape.op("dispatch", [h], "p", e, extra_saved={"tk": 16}, backward_temp={"p": e})
+        out = self.experts(routed, moe, code)
         scaled = tape.op(
-            "combine.scale", [out, weights], "p", w, saved=[out, weights], cheap=True, backward_temp={"p": w}
+            "combine.scale", [out, weights], "p", e, saved=[out, weights], cheap=True, backward_temp={"p": e}
         )
-        ordered = tape.op("combine.order", [scaled], "p", w, cheap=True)
+        inverse = tape.op("combine.inverse", [], "tk", 8, grad=False)
+        ordered = tape.op("combine.order", [scaled, inverse], "p", e, saved=[inverse], cheap=True)
         atom = "X" if h.atom == "X" else "x"
-        y = tape.op("combine", [ordered], atom, w, cheap=True)
+        y = tape.op("combine", [ordered], atom, e, cheap=True)
+        tape.hold(routed, out)
         if atom == "X":
-            y = tape.op("reduce-scatter", [y], "x", w, cheap=True)
+            y = tape.op("reduce-scatter", [y], "x", e, cheap=True)
         if moe.shared_intermediate:
             shared = self.mlp(h, Mlp(intermediate=moe.shared_intermediate, gated=moe.gated, act=moe.act), "g", "mlp")
             if moe.shared_gate:
-                shared = tape.op("shared_gate", [shared], "x", w, saved=[shared], cheap=True, backward_temp={"x": w})
+                gate = self.linear(h, "T", "shared_expert_gate", "router")
+                shared = tape.op(
+                    "shared_gate", [shared, gate], "x", w, saved=[shared], cheap=True, backward_temp={"x": w}
+                )
             y = self.residual(y, shared)
         if moe.dense:
             y = self.residual(y, self.mlp(h, moe.dense, "f", "mlp"))
         return y
+
+    def experts(self, routed: Value, moe: Moe, code: Code) -> Value:
+        """The experts' layers over the tokens sorted by expert.
+
+        Atoms: Wi, Wo elements of all experts' input and output projections on the rank; Ei, Eo their ins and outs.
+        """
+        tape, w, part = self.tape, self.style.width, "expert"
+        folds = (
+            {role for role in self.lora if role.startswith("expert.")} if code.expert_adapters == "folded" else set()
+        )
+        if not folds:
+            if moe.gated:
+                fused = self.style.mlp != "fused"
+                inner = self.glu(routed, moe.act, "r", part, fused=fused, clamped=code.clamped_glu)
+            else:
+                inner = self.activation(self.linear(routed, "r", "up_proj", part), moe.act)
+            return self.linear(inner, "p", "down_proj", part, column=False)
+        # adapters of stacked weights are added to a copy of them, which the products keep and have a gradient for
+        ways_in = [routed]
+        if folds - {"expert.down_proj"}:
+            ways_in.append(self.fold("Wi", "Ei", 2 if moe.gated else 1))
+        both = tape.op("experts.in", ways_in, "rr" if moe.gated else "r", w, saved=ways_in[::-1], matmul=True)
+        if moe.gated:
+            gate, up = tape.op("gate", [both], "r", w, view=True), tape.op("up", [both], "r", w, view=True)
+            active = self.activation(gate, moe.act)
+            inner = tape.op("glu", [active, up], "r", w, saved=[active, up], cheap=True)
+        else:
+            inner = self.activation(both, moe.act)
+        ways_out = [inner]
+        if "expert.down_proj" in folds:
+            ways_out.append(self.fold("Wo", "Eo", 1))
+        out = tape.op("experts.out", ways_out, "p", w, saved=ways_out[::-1], matmul=True)
+        tape.hold(*ways_in[1:], *ways_out[1:])
+        return out
+
+    def fold(self, weights: str, factors: str, branches: int) -> Value:
+        """A copy of stacked expert weights with the adapters added; the low factors are kept in the compute dtype."""
+        w = self.style.width
+        rank = max(rank for role, rank in self.lora.items() if role.startswith("expert."))
+        return self.tape.op("fold", [], weights, w, grad=True, extra_saved={factors: branches * rank * w})
 
     # -- recurrent mixers -----------------------------------------------------------------------------------------
 
@@ -501,17 +605,19 @@ class Recorder:
         assert block.ffn is not None
         return self.moe(h, block.ffn, block.code) if isinstance(block.ffn, Moe) else self.mlp(h, block.ffn)
 
-    def block(self, block: Block) -> Program:
-        """The whole block, compiled."""
+    def block(self, block: Block, *, grad: bool = True) -> Program:
+        """The whole block, compiled; ``grad``: its input carries a gradient."""
         style, code = self.style, block.code
-        x = self.tape.input("x", style.residual)
+        x = self.tape.input("x", style.residual, grad=grad)
         weight = any(t.part == "norm" and not t.name.startswith(("self_attn", "attn")) for t in block.tensors)
 
         def norm(y: Value) -> Value:
             return self.norm(y, block.norm, "t", code, weight=weight)
 
         def sublayer(x: Value, run: Callable[[Value], Value]) -> Value:
-            y = run(norm(x) if code.norm_at == "input" else x)
+            h = norm(x) if code.norm_at == "input" else x
+            y = run(h)
+            self.tape.hold(h)
             if code.norm_at == "output" or block.num_norms >= 4:
                 y = norm(y)
             y = self.residual(x, self.dropout(y, block.dropout))
@@ -522,23 +628,43 @@ class Recorder:
             h = norm(x)
             h2 = norm(x) if block.num_norms >= 2 else h
             y = self.dropout(self.mix(h, block), block.dropout)
-            f = self.dropout(self.feed(h2, block), block.dropout)
-            out = self.residual(x, self.residual(y, f))
+            self.tape.hold(h)
+            f = self.feed(h2, block)
+            self.tape.hold(h2, *([h] if code.keeps_normed else []))
+            out = self.residual(x, self.residual(y, self.dropout(f, block.dropout)))
             return self.tape.compile(out, policy=style.checkpoint)
         out = x
+        variables: list[Value] = []
+        looks_up = any("relative_attention_bias" in t.name for t in block.tensors)
+
+        def mixer(h: Value) -> Value:
+            y = self.mix(h, block)
+            if looks_up:  # which bias each pair of positions takes
+                self.tape.keep("SS", 8)
+            variables.extend([y] * code.keeps_mixed + [h] * code.keeps_normed)
+            return y
+
         if has_mixer:
-            out = sublayer(out, lambda h: self.mix(h, block))
+            out = sublayer(out, mixer)
         if block.cross:
-            memory = self.tape.input("enc", style.width, grad=True, shared=True)
+            memory = self.tape.input("enc", style.residual, grad=True, shared=True)
             cross = block.cross
             alone = replace(code, position_bias=False, kernel="sdpa")
-            out = sublayer(out, lambda h: self.attention(h, cross, alone, memory))
+
+            def read(h: Value) -> Value:
+                y = self.attention(h, cross, alone, memory)
+                if looks_up:  # the first layer makes the zeros that all layers add in place of a bias
+                    self.tape.keep("P", style.width)
+                return y
+
+            out = sublayer(out, read)
         if block.ffn:
             out = sublayer(out, lambda h: self.feed(h, block))
+        self.tape.hold(*variables)
         return self.tape.compile(out, policy=style.checkpoint)
 
 
 @lru_cache(maxsize=1024)
-def program(block: Block, style: Style) -> Program:
-    """The compiled layer program of one kind of block."""
-    return Recorder(style).block(block)
+def program(block: Block, style: Style, *, grad: bool = True) -> Program:
+    """The compiled layer program of one kind of block; ``grad``: its input carries a gradient."""
+    return Recorder(style).block(block, grad=grad)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.formula.roles import tensor_atom
 from memfit.models.architecture import Attention, Block, Moe, Stack, Tensor
 
 Int = Any
@@ -93,18 +94,6 @@ class Dims:
         return cdiv(self.tokens, self.tp) if self.sequence_parallel else self.tokens
 
 
-def part_of(tensor: Tensor) -> str:
-    """The weight atom of a tensor: ``w.<part>.<in|out>``."""
-    part = tensor.part if tensor.part in ("attention", "mlp", "expert", "mixer") else "rest"
-    side = "out" if tensor.role in _ROW or (tensor.tp_dim == 1 and tensor.role not in _TRANSPOSED) else "in"
-    return f"w.{part}.{side}"
-
-
-_ROW = frozenset({"o_proj", "down_proj", "out_proj", "dense", "fc2", "c_proj", "wo", "w2", "w_down"})
-_TRANSPOSED = frozenset({"c_fc", "c_attn", "q_attn"})
-"""Column-parallel projections that GPT-2 stores as (in, out)."""
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
     """Tensors that are split alike: ``numel`` elements, split over tp (``split``: "tp", "kv" or "") and over ep."""
@@ -135,21 +124,21 @@ def groups(tensors: tuple[Tensor, ...], keep: Callable[[Tensor], bool] = lambda 
         if t.buffer or not keep(t):
             continue
         split = "" if t.tp_dim is None else ("kv" if t.role in ("k_proj", "v_proj") else "tp")
-        entry = sums.setdefault((part_of(t), split, t.expert, t.linear), [0, 0])
+        entry = sums.setdefault((tensor_atom(t), split, t.expert, t.linear), [0, 0])
         entry[0] += t.numel
         entry[1] = max(entry[1], math.prod(t.shape))
     return tuple(Group(k, n, split, expert, linear, big) for (k, split, expert, linear), (n, big) in sums.items())
 
 
-def attention_atoms(att: Attention, d: Dims, tokens: Int) -> dict[str, Int]:
-    """Atoms of an attention sub-layer over ``tokens`` tokens."""
+def attention_atoms(att: Attention, d: Dims, tokens: Int, length: Int) -> dict[str, Int]:
+    """Atoms of an attention sub-layer over ``tokens`` tokens, ``length`` of which see each other."""
     heads = cdiv(att.num_heads, d.tp)
     kv = maximum(cdiv(att.num_kv_heads, d.tp), 1)
     q = tokens * heads * att.head_dim
     o = tokens * heads * att.v_head_dim
-    square = d.seq_len * d.seq_len
+    square = length * length
     # SDPA drops the mask of a window that is longer than the sequence (masking_utils: kv_length < local_attention_size)
-    masked = 0 if att.window is None else d.seq_len >= att.window
+    masked = 0 if att.window is None else length >= att.window
     k, v = tokens * kv * att.head_dim, tokens * kv * att.v_head_dim
     windowed = {
         "M": where(masked, square, 0),
@@ -157,7 +146,7 @@ def attention_atoms(att: Attention, d: Dims, tokens: Int) -> dict[str, Int]:
         "vr": where(masked, o, v),
         "qs": where(masked, 0, q),
         "om": where(masked, 0, o),
-        "sm": where(masked, 0, tokens * heads * d.seq_len),
+        "sm": where(masked, 0, tokens * heads * length),
     }
     out = windowed | {
         "q": q,
@@ -165,7 +154,10 @@ def attention_atoms(att: Attention, d: Dims, tokens: Int) -> dict[str, Int]:
         "v": v,
         "o": o,
         "h": tokens * heads,
-        "s": tokens * heads * d.seq_len,
+        "s": tokens * heads * length,
+        # a lone key/value head is expanded, not copied, unless a batched product lays it out for several sequences
+        "q1": where(d.micro_batch > 1, q, 0),
+        "o1": where(d.micro_batch > 1, o, 0),
         "P": square * heads,
         "SS": square,
     }
@@ -185,7 +177,7 @@ def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -
     out: dict[str, Int] = {"x": stream * hidden, "X": tokens * hidden, "t": stream, "T": tokens, "h": tokens}
     att = block.attention or block.cross
     if att:
-        out |= attention_atoms(att, d, tokens)
+        out |= attention_atoms(att, d, tokens, stack.tokens or d.seq_len)
     ffn = block.ffn
     if isinstance(ffn, Moe):
         routed = tokens * ffn.top_k
@@ -195,6 +187,10 @@ def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -
         out["p"] = routed * hidden
         out["r"] = routed * cdiv(ffn.intermediate, d.tp)
         out["rr"] = 2 * out["r"]
+        experts, width = cdiv(ffn.num_experts, d.ep), cdiv(ffn.intermediate, d.tp)
+        held = experts * hidden * width
+        out["Wi"], out["Wo"] = held * (2 if ffn.gated else 1), held
+        out["Ei"], out["Eo"] = experts * (hidden + width * (2 if ffn.gated else 1)), experts * (hidden + width)
         out["g"] = tokens * cdiv(ffn.shared_intermediate, d.tp)
         out["f"] = tokens * cdiv(ffn.dense.intermediate, d.tp) if ffn.dense else 0
     elif ffn:

@@ -13,10 +13,11 @@ from typing import Any
 from memfit.formula import profile as profiles
 from memfit.formula.blocks import program
 from memfit.formula.profile import Dtype, Loss, Optimizer, Profile, Scheme, Sharding
+from memfit.formula.roles import adapter_role
 from memfit.formula.style import Style
 from memfit.formula.tail import entry, exit_of, tail
 from memfit.formula.tape import Form, Program
-from memfit.formula.weights import LINEAR_ALL, Held, Training, held, matrix_share, projected_elements
+from memfit.formula.weights import FOLDED, LINEAR_ALL, Held, Training, held, matrix_share, projected_elements
 from memfit.models.architecture import Architecture, Block, Code, Mlp, Stack, Tensor
 from memfit.units import MIB
 
@@ -56,32 +57,43 @@ class Choices:
     optimizer_impl: str | None = None
 
 
-Split = tuple[tuple[Form, Form], ...]
-"""Linear forms, each as (without, only) weight-gradient atoms."""
+Split = tuple[tuple[Form, Form, Form], ...]
+"""Linear forms, each as (the rest, weight gradients, autocast's copies of weights)."""
+
+
+def split_form(form: Form) -> tuple[Form, Form, Form]:
+    """Separate weight gradients (``w.*``) and copies of weights (``c.*``) from the rest of a form."""
+    out: tuple[Form, Form, Form] = {}, {}, {}
+    for atom, width in form.items():
+        which = 2 if atom.startswith("c.") else 1 if atom.startswith("w.") and not atom.endswith("max") else 0
+        out[which][atom] = width
+    return out
 
 
 def split_forms(forms: tuple[Form, ...]) -> Split:
-    """Separate the weight gradients from the rest of each form."""
-
-    def is_weight(atom: str) -> bool:
-        return atom.startswith("w.") and not atom.endswith("max")
-
-    return tuple(
-        ({a: n for a, n in f.items() if not is_weight(a)}, {a: n for a, n in f.items() if is_weight(a)}) for f in forms
-    )
+    """``split_form`` of each."""
+    return tuple(map(split_form, forms))
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of block in one stack: programs and weights; ``idle`` are the weights of a layer that is not trained."""
+    """One kind of block in one stack: programs and weights.
+
+    ``idle`` are the weights of a layer that is not trained; ``adapted``: it has adapters; ``entered`` is what a first
+    layer keeps when nothing below it trains, None where something does.
+    """
 
     block: Block
     program: Program
     held: Held
     idle: Held
     trains: bool
+    adapted: bool
+    entered: Form | None
     backward: Split
     recompute: Split
+    adding: Split
+    recompute_adding: Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +192,10 @@ def _block_style(style: Style, block: Block, how: Training) -> Style:
             continue
         names = [n for n, _ in t.splits] or [t.role]
         for name in names:
-            role = _ROLE.get(name, name)
+            role = adapter_role(name, t)
+            reach = block.code.expert_adapters
+            if (t.expert and reach == "none") or (t.part == "mlp" and reach == "folded" and t.role in FOLDED):
+                continue
             if how.rank and how.adapts(name, t):
                 roles[role] = how.rank
             elif how.also and not how.full and how.trains(t):
@@ -190,24 +205,11 @@ def _block_style(style: Style, block: Block, how: Training) -> Style:
         merged = [roles.pop(r) for r in ("q_proj", "k_proj", "v_proj") if r in roles]
         if merged:
             roles["qkv_proj"] = max(merged)
-    if isinstance(block.ffn, Mlp) and not block.ffn.gated:
-        for ours, theirs in (("fc1", "up_proj"), ("fc2", "down_proj")):
-            if theirs in roles:
-                roles[ours] = roles.pop(theirs)
+    if isinstance(block.ffn, Mlp) and block.ffn.gated and block.ffn.fused_gate_up:
+        merged = [roles.pop(r) for r in ("gate_proj", "up_proj") if r in roles]
+        if merged:
+            roles["gate_up_proj"] = max(merged)
     return replace(style, lora=tuple(sorted(roles.items())))
-
-
-_ROLE = {
-    "dense": "o_proj",
-    "out_proj": "o_proj",
-    "c_proj": "fc2",
-    "c_fc": "fc1",
-    "c_attn": "qkv_proj",
-    "dense_h_to_4h": "fc1",
-    "dense_4h_to_h": "fc2",
-    "query_key_value": "qkv_proj",
-    "Wqkv": "qkv_proj",
-}
 
 
 def _quantise(prof: Profile, frozen: Dtype) -> Any:
@@ -223,10 +225,20 @@ def _quantise(prof: Profile, frozen: Dtype) -> Any:
 def _own_module(block: Block, prof: Profile) -> Block:
     """The block as a framework with modules of its own computes it: plain code, its way with q, k and v."""
     att = block.attention
-    code = Code(norm_at=block.code.norm_at, position_bias=block.code.position_bias, expand_kv=prof.expand_kv)
+    code = Code(
+        norm_at=block.code.norm_at,
+        position_bias=block.code.position_bias,
+        expand_kv=prof.expand_kv,
+        expert_adapters="linear",
+    )
     if att is None or att.kind == "mla":
         return replace(block, code=code)
     return replace(block, code=code, attention=replace(att, fused_qkv=att.fused_qkv or prof.fused_qkv))
+
+
+def _leaf(prof: Profile, c: Choices) -> bool:
+    """Whether the embedding's output is made to require a gradient, for the checkpoints of frozen layers."""
+    return prof.modules == "transformers" and c.checkpointing != "none" and not c.training.full
 
 
 def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype) -> Tower:
@@ -235,6 +247,7 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
     if c.training.last_layers:
         first = stack.num_layers - min(c.training.last_layers, stack.num_layers) if stack.name == "decoder" else 1 << 30
     how = replace(c.training, full=True) if c.training.last_layers else c.training
+    leaf = _leaf(prof, c)
     kinds = []
     for hf_block in stack.blocks:
         block = hf_block if prof.modules == "transformers" else _own_module(hf_block, prof)
@@ -244,11 +257,15 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
             Kind(
                 block,
                 played,
-                held(block.tensors, how, quantise=quantise),
+                held(block.tensors, how, quantise=quantise, experts=block.code.expert_adapters),
                 held(block.tensors, c.training, quantise=quantise, train=False),
                 st.trained or bool(st.lora),
+                any(rank for _, rank in st.lora),
+                program(block, st, grad=False).kept if st.lora and not st.trained and not leaf else None,
                 split_forms(played.backward),
                 split_forms(played.recompute),
+                split_forms(played.adding),
+                split_forms(played.recompute_adding),
             )
         )
     return Tower(stack, tuple(kinds), held(stack.extra, c.training, quantise=quantise), first)
@@ -317,7 +334,13 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         tail=end,
         tail_forward=split_forms(end.forward),
         tail_backward=split_forms(end.backward),
-        entry=entry(plain, norm=embedded, dropout=arch.embed_dropout > 0),
+        entry=entry(
+            plain,
+            norm=embedded,
+            dropout=arch.embed_dropout > 0,
+            moved=code.scaled_embedding or sum(len(t.shape) == 2 for t in arch.embeddings) > 1,
+            leaf=_leaf(prof, c),
+        ),
         exits=tuple(
             exit_of(plain, norm=final, code=code, dropout=arch.embed_dropout > 0) if s.name == "encoder" else None
             for s in arch.towers

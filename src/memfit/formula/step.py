@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from memfit.formula.dims import Dims, Int, block_atoms, cdiv, evaluate, maximum, minimum, where
+from memfit.formula.dims import Dims, Int, block_atoms, cdiv, evaluate, highest, maximum, minimum, where
 from memfit.formula.profile import Optimizer
-from memfit.formula.setup import Kind, Setup, Split, Tower
+from memfit.formula.roles import SUMS
+from memfit.formula.setup import Kind, Setup, Split, Tower, split_form
 from memfit.formula.weights import Held, local, num_kv
 from memfit.ledger.component import Component
 
@@ -106,11 +107,11 @@ class StageModel:
             if len(mine) > trained:
                 out.append((kind.idle, len(mine) - trained, num_kv(kind.block), True))
         for tower in self._towers:
-            out.extend(
-                (kind.held if tower.first_trained == 0 else kind.idle, number, num_kv(kind.block), True)
-                for kind, number in zip(tower.kinds, tower.stack.counts(), strict=True)
-                if number
-            )
+            read = tower.stack.num_layers - tower.stack.unread if tower.first_trained == 0 else 0
+            counts = (tower.stack.counts(0, read), tower.stack.counts(read))
+            for kind, much, rest in zip(tower.kinds, *counts, strict=True):
+                pairs = ((kind.held, much), (kind.idle, rest))
+                out.extend((weights, number, num_kv(kind.block), True) for weights, number in pairs if number)
             out.append((tower.extra, 1, 1 << 30, False))
         if self.stage.first:
             out.append((self.s.decoder.extra, 1, 1 << 30, False))
@@ -168,24 +169,36 @@ class StageModel:
 
     def atoms(self, tower: Tower, kind: Kind, tokens: Int, stream: Int) -> dict[str, Int]:
         """Atoms of one kind of block, weight atoms included."""
-        key = id(kind)
-        if key not in self._atoms:
+        own = id(kind)
+        if own not in self._atoms:
             out = block_atoms(kind.block, tower.stack, self.d, tokens, stream)
             out["enc"] = out["x"]
             kv = num_kv(kind.block)
             for group in (*kind.held.trained, *kind.held.frozen, *kind.held.quantised):
                 size = group.local(self.d, kv)
                 if group in kind.held.trained:
-                    out[group.key] = out.get(group.key, 0) + size
+                    for key in (group.key, f"c{group.key[1:]}"):
+                        out[key] = out.get(key, 0) + size
                 if group.linear:
                     biggest = minimum(size, cdiv(group.largest, self.d.tp if group.split else 1))
                     name = f"{group.key}.max"
                     out[name] = maximum(out.get(name, 0), biggest)
                     out["w.max"] = maximum(out.get("w.max", 0), biggest)
                     # transformers holds the experts' gate and up, or down, in one parameter
-                    out["w.one"] = maximum(out.get("w.one", 0), size if group.expert else biggest)
-            self._atoms[key] = out
-        return self._atoms[key]
+                    one = f"{group.key}.one"
+                    out[one] = maximum(out.get(one, 0), size if group.expert else biggest)
+            for whole, names in SUMS.items():
+                out[whole] = sum(out.get(name, 0) for name in names)
+                out[f"c{whole[1:]}"] = out[whole]
+                out[f"{whole}.max"] = maximum(0, *(out.get(f"{name}.max", 0) for name in names))
+                ones = [out.get(f"{name}.one", 0) for name in names]
+                out[f"{whole}.one"] = sum(ones) if "expert" in whole else maximum(0, *ones)
+            self._atoms[own] = out
+        return self._atoms[own]
+
+    def _mask(self, kind: Kind) -> Int:
+        """Bytes of the mask that a kind of block with a window is given."""
+        return self.atoms(self.s.decoder, kind, self.d.tokens, self.d.stream_tokens).get("M", 0)
 
     def is_checkpointed(self, layer: int) -> bool:
         """Whether the layer is recomputed in the backward pass."""
@@ -194,30 +207,32 @@ class StageModel:
             return False
         return True if isinstance(mode, str) else layer % mode == mode - 1
 
-    def layer_kept(self, tower: Tower, layer: int, tokens: Int, stream: Int) -> Int:
-        """Bytes that one layer holds between its forward and its backward."""
-        if layer < tower.first_trained:
-            return 0
+    def layer_kept(self, tower: Tower, layer: int, tokens: Int, stream: Int) -> tuple[Int, Int]:
+        """(bytes, autocast's copies of weights) that one layer holds between its forward and its backward."""
         kind = tower.kinds[tower.stack.layout[layer]]
-        if not kind.trains:
-            return 0
-        if "activations" in self.c.offload:
-            return 0
+        if layer < tower.first_trained or not kind.trains or "activations" in self.c.offload:
+            return 0, 0
         form = kind.program.checkpoint if self.is_checkpointed(layer) else kind.program.kept
-        return evaluate(form, self.atoms(tower, kind, tokens, stream))
+        if layer == 0 and kind.entered is not None:
+            form = kind.entered
+        atoms = self.atoms(tower, kind, tokens, stream)
+        kept, _, copies = split_form(form)
+        return evaluate(kept, atoms), evaluate(copies, atoms)
 
-    def kept_upto(self, tower: Tower, layers: list[int], tokens: Int, stream: Int) -> list[Int]:
+    def kept_upto(self, tower: Tower, layers: list[int], tokens: Int, stream: Int) -> tuple[list[Int], list[Int]]:
         """Running sums of ``layer_kept``: item i is what the layers before position i hold."""
-        cache: dict[tuple[int, bool], Int] = {}
-        sums: list[Int] = [0]
+        cache: dict[tuple[int, bool, bool], tuple[Int, Int]] = {}
+        sums: tuple[list[Int], list[Int]] = ([0], [0])
         for layer in layers:
-            key = (tower.stack.layout[layer], self.is_checkpointed(layer))
+            key = (tower.stack.layout[layer], self.is_checkpointed(layer), layer == 0)
             if layer < tower.first_trained:
-                sums.append(sums[-1])
-                continue
-            if key not in cache:
-                cache[key] = self.layer_kept(tower, layer, tokens, stream)
-            sums.append(sums[-1] + cache[key])
+                found: tuple[Int, Int] = (0, 0)
+            else:
+                if key not in cache:
+                    cache[key] = self.layer_kept(tower, layer, tokens, stream)
+                found = cache[key]
+            for side, value in zip(sums, found, strict=True):
+                side.append(side[-1] + value)
         return sums
 
     # -- optimizer ------------------------------------------------------------------------------------------------
@@ -423,35 +438,36 @@ class StageModel:
         whole = self.whole()
         if "parameters" in c.offload and self.sharded:
             weights = 0
-        base = {
+        base: dict[str, Int] = {
             "weights": weights,
             "reference": self._shard(whole, 0, self.sharded) * s.width if s.reference else 0,
             "master": master,
             "states": states,
             "cublas": self._cublas(),
             "ddp": self.replicas_bucket(trained),
+            "casts": 0,
         }
         ends = [s.entry] if self.stage.first else []
         tower_kept: Int = 0
         for tower, leave in zip(self._towers, s.exits, strict=False):
             per = d.micro_batch * (d.images * tower.stack.tokens if tower.stack.tokens else d.seq_len)
-            tower_kept = tower_kept + self.kept_upto(tower, list(range(tower.stack.num_layers)), per, per)[-1]
+            kept, copied = self.kept_upto(tower, list(range(tower.stack.num_layers - tower.stack.unread)), per, per)
+            tower_kept = tower_kept + kept[-1]
+            base["casts"] = base["casts"] + copied[-1]
             if leave:
                 ends += [leave, s.entry]
         if s.style.masks and c.checkpointing != "none":  # the mask of the windows is an argument of each layer
-            masks = [self.atoms(s.decoder, k, tokens, stream).get("M", 0) for k in s.decoder.kinds]
-            tower_kept = tower_kept + maximum(0, *masks)
+            tower_kept = tower_kept + maximum(0, *(self._mask(k) for k in s.decoder.kinds))
         if s.decoder.kinds[-1].block.code.position_bias and c.checkpointing != "none":
             # arguments of each layer: the bias of each stack with its lookup, zeros for the cross attention
             bias = self.atoms(s.decoder, s.decoder.kinds[-1], tokens, stream)
             tower_kept = tower_kept + bias["P"] * 4 * s.width + bias["SS"] * 8
         for end in ends:
             tower_kept = tower_kept + evaluate(end.kept, self.tail_atoms())
-        sums = self.kept_upto(s.decoder, self.indices, tokens, stream)
+        sums, copies = self.kept_upto(s.decoder, self.indices, tokens, stream)
         whole_kept = sums[-1]
         flights, per = self.stage.in_flight, self.stage.per
         earlier = cdiv(whole_kept * maximum(flights - per, 0), per) + tower_kept * maximum(cdiv(flights, per), 1)
-        casts = self._casts()
         always = sch.always or c.keep_grads
         held_logits: Int = 0
         out: list[Moment] = []
@@ -459,33 +475,30 @@ class StageModel:
         resident_forward = all_grads if always else 0
         if self.stage.last:
             kept = earlier + whole_kept
-            held_logits, moments = self._tail_moments(base, kept, casts, forward_gather, resident_forward)
+            held_logits, moments = self._tail_moments(base, kept, copies[-1], forward_gather, resident_forward)
             out += moments
         head_grads = self._head_grads(shard_grads, grad_width)
         out += self._block_moments(
-            base, sums, earlier, casts, backward_gather, all_grads, head_grads, held_logits, always, trained
+            base, sums, copies, earlier, backward_gather, all_grads, head_grads, held_logits, always, trained
         )
         out += self._tower_moments(base, all_grads, held_logits)
         if self.stage.first and s.embedding.trained:
             n = local(s.embedding.trained, d, 1 << 30)
             fresh = n * (sch.fresh or s.width)
-            # a tied matrix gets two gradients, the head's (a transposed view, never added into) and the embedding's
-            twice = 2 * fresh if s.arch.tied and self.stage.last else 0
-            out.append(
-                Moment(
-                    "backward",
-                    "gradient of the embedding",
-                    {
-                        **base,
-                        "grads": all_grads,
-                        "fresh": (fresh if (always or shard_grads) else 0) + twice,
-                        "block": tokens * s.arch.hidden_size * (s.width + 4),
-                        "gathered": backward_gather,
-                        "buckets": self.buckets(trained, n),
-                        "logits": held_logits,
-                    },
-                )
-            )
+            tied = s.arch.tied and self.stage.last
+            parts = {
+                **base,
+                "grads": all_grads,
+                "fresh": (fresh if (always or shard_grads) else 0) + (fresh if tied else 0),
+                "block": tokens * s.arch.hidden_size * (s.width + 4),
+                "gathered": backward_gather,
+                "buckets": self.buckets(trained, n),
+                "logits": held_logits,
+            }
+            out.append(Moment("backward", "gradient of the embedding", parts))
+            if tied:  # the head's gradient is a transposed view, never added into: the sum is a third tensor
+                both = {"fresh": parts["fresh"] + fresh, "block": 0}
+                out.append(Moment("backward", "sum of the tied gradients", {**parts, **both}))
         if not c.in_backward:
             out.append(
                 Moment(
@@ -513,15 +526,13 @@ class StageModel:
     def _cublas(self) -> int:
         return 2 * self.c.cublas  # the forward and the backward thread have a cuBLAS handle each
 
-    def _casts(self) -> Int:
-        """16-bit copies of fp32 weights under autocast, all blocks of the stage."""
-        if not self.s.style.autocast or not self.c.training.full:
-            return 0
+    def _copies(self) -> Int:
+        """Copies of the weights of all blocks, which autocast's cache holds until the forward ends."""
         total: Int = 0
-        for index in range(len(self.s.decoder.kinds)):
+        for index in set(self._kinds):
             kind = self.s.decoder.kinds[index]
-            linear = tuple(g for g in kind.held.trained if g.linear)
-            total = total + local(linear, self.d, num_kv(kind.block)) * self._kinds.count(index) * self.s.width
+            atoms = self.atoms(self.s.decoder, kind, self.d.tokens, self.d.stream_tokens)
+            total = total + evaluate(split_form(kind.program.kept)[2], atoms) * self._kinds.count(index)
         return total
 
     def _head_grads(self, sharded: bool, width: int) -> Int:
@@ -547,21 +558,31 @@ class StageModel:
             "V": logits,
             "Vs": cdiv(logits, max(self.s.loss.slice, 1)),
             "w.head": head,
+            "c.head": head,
         }
 
     def _tail_moments(
-        self, base: dict[str, Int], kept: Int, casts: Int, gathered: Int, grads: Int
+        self, base: dict[str, Int], kept: Int, copies: Int, gathered: Int, grads: Int
     ) -> tuple[Int, list[Moment]]:
         s = self.s
         atoms = self.tail_atoms()
         held: Int = atoms["V"] * s.width if s.profile.hold_logits and not (s.loss.fused or s.loss.slice) else 0
-        forward, _ = best(s.tail_forward, atoms)
-        backward, fresh = best(s.tail_backward, atoms)
+        forward, _, head_copy = best(s.tail_forward, atoms)
+        backward, fresh, kept_copy = best(s.tail_backward, atoms)
         fresh = fresh if s.scheme.fresh or not s.scheme.fused_accumulation else 0
         # the input of the tail is the last block's output, counted once
         common = {**base, "kept": kept, "gathered": gathered}
         return held, [
-            Moment("loss", "loss", {**common, "grads": grads, "logits": forward + held, "casts": casts}),
+            Moment(
+                "loss",
+                "loss",
+                {
+                    **common,
+                    "grads": grads,
+                    "logits": forward - head_copy + held,
+                    "casts": base["casts"] + maximum(copies, self._copies()) + head_copy,
+                },
+            ),
             Moment(
                 "backward",
                 "gradient of the logits",
@@ -569,8 +590,8 @@ class StageModel:
                     **common,
                     "grads": grads,
                     "fresh": fresh,
-                    "logits": backward - fresh + held,
-                    "casts": 0 if self.c.checkpointing != "none" else casts,
+                    "logits": backward - fresh - kept_copy + held,
+                    "casts": base["casts"] + copies + kept_copy,
                 },
             ),
         ]
@@ -579,8 +600,8 @@ class StageModel:
         self,
         base: dict[str, Int],
         sums: list[Int],
+        copies: list[Int],
         earlier: Int,
-        casts: Int,
         gathered: Int,
         all_grads: Int,
         head_grads: Int,
@@ -604,7 +625,6 @@ class StageModel:
             te = local((*kind.held.trained, *kind.held.adapters), d, kv, expert=True)
             per_kind.append((td + te, self._shard(td, te, shard_grads) * grad_width))
         after = self._grads_after(per_kind)
-        number = max(len(self.indices), 1)
         # with gradient buffers in place a tied head's gradient waits for the embedding's
         waiting: Int = 0
         if always and s.arch.tied and self.stage.first and self.stage.last:
@@ -612,14 +632,22 @@ class StageModel:
         for (index, checkpointed), places in positions.items():
             kind = tower.kinds[index]
             atoms = self.atoms(tower, kind, d.tokens, d.stream_tokens)
-            forms = kind.recompute if checkpointed else kind.backward
-            working, fresh = best(forms, atoms)
-            block_elements = per_kind[index][0]
+            if kind.adapted and not checkpointed and kind.trains:
+                # adapters work in fp32 beside each product: the last forward can be fuller than any backward
+                parts = {**base, "kept": earlier + sums[places[-1]], "block": highest(kind.program.forward, atoms)}
+                held = maximum(0, *(self._mask(k) for k in tower.kinds)) if s.style.masks else 0
+                if self.stage.first and kind.entered is not None:  # a variable of the model's forward
+                    held = held + atoms["x"] * s.style.residual
+                parts["kept"] = parts["kept"] + held
+                parts |= {"grads": all_grads if always else 0, "gathered": gathered}
+                out.append(Moment("forward", f"forward of layer {self.indices[places[-1]]}", parts))
             if always and c.training.full and not shard_grads and not self.sharded:
                 # each fresh gradient is added to its buffer at once
-                fresh_now = atoms.get("w.one", 0) * (sch.fresh or (0 if sch.fused_accumulation else s.width))
+                forms = kind.recompute_adding if checkpointed else kind.adding
             else:
-                fresh_now = fresh
+                forms = kind.recompute if checkpointed else kind.backward
+            working, fresh, copied = best(forms, atoms)
+            block_elements = per_kind[index][0]
             # context parallelism passes keys and values around a ring: the blocks being used and being received
             ring = where(d.cp > 1, (atoms.get("k", 0) + atoms.get("v", 0)) * 2 * s.width, 0)
             for position in dict.fromkeys((places[-1], places[0])):
@@ -633,12 +661,12 @@ class StageModel:
                         {
                             **base,
                             "grads": grads,
-                            "fresh": fresh_now + waiting,
+                            "fresh": fresh + waiting,
                             "kept": earlier + sums[position],
-                            "block": working - fresh,
+                            "block": working - fresh - copied,
                             "gathered": gathered,
                             "buckets": self.buckets(trained, block_elements) + ring,
-                            "casts": casts // number if checkpointed else cdiv(casts * (position + 1), number),
+                            "casts": base["casts"] + copies[position] + copied,
                             "logits": held_logits,
                         },
                     )
@@ -654,7 +682,7 @@ class StageModel:
             if not kind.trains or tower.first_trained or (type(tokens) is int and not tokens):
                 continue
             forms = kind.recompute if self.is_checkpointed(0) else kind.backward
-            working, fresh = best(forms, self.atoms(tower, kind, tokens, tokens))
+            working, fresh, _ = best(forms, self.atoms(tower, kind, tokens, tokens))
             parts = {
                 **base,
                 "grads": 0 if self.c.in_backward else maximum(all_grads - fresh, 0),
@@ -686,14 +714,14 @@ def slots(opt: Optimizer, elements: Int, state: int) -> Int:
     return elements * state * opt.slots
 
 
-def best(forms: Split, atoms: dict[str, Int]) -> tuple[Int, Int]:
-    """(bytes of the largest form, bytes of its weight-gradient atoms)."""
+def best(forms: Split, atoms: dict[str, Int]) -> tuple[Int, Int, Int]:
+    """(bytes of the largest form, of its weight gradients, of its copies of weights)."""
     top: Int = -1
-    fresh: Int = 0
-    for plain, weight in forms:
-        weights = evaluate(weight, atoms)
-        total = evaluate(plain, atoms) + weights
+    parts: tuple[Int, Int] = (0, 0)
+    for plain, *others in forms:
+        mine = [evaluate(part, atoms) for part in others]
+        total = evaluate(plain, atoms) + mine[0] + mine[1]
         higher = total > top
-        fresh = where(higher, weights, fresh)
+        parts = (where(higher, mine[0], parts[0]), where(higher, mine[1], parts[1]))
         top = where(higher, total, top)
-    return top, fresh
+    return top, *parts

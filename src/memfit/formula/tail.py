@@ -63,7 +63,17 @@ def tail(
             "sliced_loss", [h], "T", 4, saved=[h], forward_temp=temp, backward_temp={"Vs": 12}, weight_grad=fresh
         )
         return tape.compile(out)
-    logits = tape.op("lm_head", [h], "V", w, saved=saved, grad=True, matmul=True, weight_grad=fresh)
+    copy = rec.weight_copy("w.head") if head_trained else []
+    logits = tape.op(
+        "lm_head",
+        [h, *copy],
+        "V",
+        w,
+        saved=saved + copy,
+        grad=True,
+        matmul=True,
+        weight_grad={} if copy else fresh,
+    )
     if softcap:
         logits = tape.op("softcap", [logits], "V", w, saves_output=True, forward_temp={"V": w}, backward_temp={"V": w})
 
@@ -89,10 +99,23 @@ def tail(
 
 
 @lru_cache(maxsize=1024)
-def entry(style: Style, *, norm: str, dropout: bool) -> Program:
-    """The layer program between the embedding and the first block."""
+def entry(style: Style, *, norm: str, dropout: bool, moved: bool = False, leaf: bool = False) -> Program:
+    """The layer program between the embedding and the first block.
+
+    Args:
+        style: the decoder's style.
+        norm, dropout: what follows the embedding.
+        moved: positions are added to it, or it is scaled, before the first block.
+        leaf: its output is made to require a gradient, although no weight of it trains, so that checkpoints of frozen
+            layers below adapters work (``enable_input_require_grads``); the graph then holds it.
+    """
     rec = Recorder(style)
-    x = rec.tape.op("embedding", [rec.tape.input("T", 8, grad=False)], "x", style.residual, grad=style.trained)
+    grad = style.trained or leaf
+    x = rec.tape.op("embedding", [rec.tape.input("T", 8, grad=False)], "x", style.residual, grad=grad)
+    if moved:
+        x = rec.tape.op("moved", [x], "x", style.residual, saved=[x] if leaf else [])
+    elif leaf and (norm != "none" or dropout):
+        rec.tape.keep("x", style.residual)
     x = rec.dropout(rec.norm(x, norm), float(dropout))
     return rec.tape.compile(x)
 

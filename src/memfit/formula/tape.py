@@ -77,7 +77,10 @@ class Op:
         matmul: counts for per-operation checkpointing policies.
         alias_grad: the gradient of the output is the gradient of each input (residual add, view).
         forward_temp, backward_temp: bytes that live only inside the operation.
+        after_temp: bytes of the sums that reduce broadcast gradients, behind the backward of the operation itself.
         weight_grad: gradient elements of parameters that its backward makes, by atom.
+        packs: it keeps its weight for the backward; that is no memory, but a checkpoint answers for it too.
+        holds: values that a variable of the module's code keeps alive until this operation of the forward is done.
     """
 
     name: str
@@ -91,6 +94,9 @@ class Op:
     forward_temp: Form = field(default_factory=dict)
     backward_temp: Form = field(default_factory=dict)
     weight_grad: Form = field(default_factory=dict)
+    after_temp: Form = field(default_factory=dict)
+    packs: bool = False
+    holds: list[Value] = field(default_factory=list)
 
 
 class Step(NamedTuple):
@@ -115,6 +121,8 @@ class Program:
         checkpoint: bytes held with the block's own checkpointing policy (the block input, policy-saved outputs).
         backward: candidate peaks of the backward pass without recomputation; ``w.*`` atoms are weight gradients.
         recompute: candidate peaks of recomputation and backward of a checkpointed block, its ``checkpoint`` included.
+        adding, recompute_adding: the same where gradients are added to buffers as they appear; a ``w.*.one`` atom is
+            the largest single one.
         forward: candidate peaks of the forward pass.
         inference: candidate peaks of a forward pass that keeps nothing.
         scripts: name of the pass -> its lines, for timelines: ``forward``, ``backward``; with a checkpoint
@@ -129,6 +137,8 @@ class Program:
     forward: tuple[Form, ...]
     backward: tuple[Form, ...]
     recompute: tuple[Form, ...]
+    adding: tuple[Form, ...]
+    recompute_adding: tuple[Form, ...]
     inference: tuple[Form, ...]
     scripts: Mapping[str, tuple[Step, ...]] = field(hash=False, compare=False)
     stream: int
@@ -170,6 +180,8 @@ class Tape:
         forward_temp: Mapping[str, int] | None = None,
         backward_temp: Mapping[str, int] | None = None,
         weight_grad: Mapping[str, int] | None = None,
+        after_temp: Mapping[str, int] | None = None,
+        packs: bool = False,
     ) -> Value:
         """Record an operation and give its output.
 
@@ -199,6 +211,8 @@ class Tape:
             dict(forward_temp or {}),
             dict(backward_temp or {}),
             dict(weight_grad or {}),
+            dict(after_temp or {}),
+            packs and requires,
         )
         out.producer = op
         self.ops.append(op)
@@ -214,6 +228,11 @@ class Tape:
         side = Value(atom, width, False)
         side.producer = self.ops[-1]
         self.ops[-1].saved = (*self.ops[-1].saved, side)
+
+    def hold(self, *values: Value) -> None:
+        """Variables of the module's code name these values until now; a compiler has no such variables."""
+        if not self.compiled:
+            self.ops[-1].holds.extend(values)
 
     def _needed(self, value: Value, seen: set[int]) -> list[Value]:
         """What a compiler keeps so that the backward can have ``value``: cheap producers are run again."""
@@ -260,7 +279,9 @@ class Tape:
         backward = self._backward(saved, output, {})
         first = self._forward(nothing, output, inputs, keep=checkpoint)
         again = self._forward(saved, output, checkpoint, recompute=True)
-        backward_again = self._backward(saved, output, checkpoint)
+        backward_again = self._backward(saved, output, checkpoint, recomputed=True)
+        adding = self._backward(saved, output, {}, adding=True)
+        adding_again = self._backward(saved, output, checkpoint, recomputed=True, adding=True)
         incoming = self._before_recompute(saved, output)
         kept = _bytes_of(v for v in everything.values() if not v.shared)
         return Program(
@@ -272,6 +293,13 @@ class Tape:
                 [
                     *(plus(form, incoming) for form in _peaks(again, _bytes_of(checkpoint.values()))),
                     *_peaks(backward_again, _bytes_of({**everything, **checkpoint}.values())),
+                ]
+            ),
+            adding=_peaks(adding, kept),
+            recompute_adding=undominated(
+                [
+                    *(plus(form, incoming) for form in _peaks(again, _bytes_of(checkpoint.values()))),
+                    *_peaks(adding_again, _bytes_of({**everything, **checkpoint}.values())),
                 ]
             ),
             inference=_peaks(self._forward(nothing, output, inputs), _bytes_of(inputs.values())),
@@ -321,30 +349,46 @@ class Tape:
         """The forward pass when the storages in ``present`` exist from the start; ``keep`` survive it besides."""
         last: dict[int, int] = {}
         for index, op in enumerate(self.ops):
-            for value in (*op.inputs, op.output):
+            for value in (*op.inputs, op.output, *op.holds):
                 last[id(value.root)] = index
-        held = {id(v) for values in saved for v in values} | set(present) | {id(output.root)} | set(keep or {})
-        booked = set(present)
+        held = {id(v) for values in saved for v in values} | set(present) | set(keep or {})
+        if not recompute:
+            held.add(id(output.root))
+        booked: dict[int, Value] = {}
         lines: list[Step] = []
         for index, (op, values) in enumerate(zip(self.ops, saved, strict=True)):
+            if recompute and index >= self._stop(saved):
+                break
             made = [op.output.root] if op.output.root.producer is not None else []
             made += [v for v in (*values, *op.saved) if v.producer is op and id(v) in held]
             for value in made:
-                if id(value) not in booked:
-                    booked.add(id(value))
+                if id(value) not in booked and id(value) not in present:
+                    booked[id(value)] = value
                     lines.append(Step(1, id(value), value.atom, value.width))
             lines += _temporary(op.forward_temp, op)
-            for root in {id(v.root): v.root for v in (*op.inputs, op.output)}.values():
+            for root in {id(v.root): v.root for v in (*op.inputs, op.output, *op.holds)}.values():
                 if last[id(root)] == index and id(root) in booked and id(root) not in held:
-                    booked.discard(id(root))
+                    del booked[id(root)]
                     lines.append(Step(-1, id(root), root.atom, root.width))
-        if recompute and id(output.root) in booked and not any(output.root in values for values in saved):
-            lines.append(Step(-1, id(output.root), output.root.atom, output.root.width))
+        if recompute:
+            lines += [Step(-1, key, v.atom, v.width) for key, v in booked.items() if key not in held]
         return lines
+
+    def _stop(self, saved: list[list[Value]]) -> int:
+        """How many operations a checkpoint runs again: it stops once it has all that the backward keeps.
+
+        Inputs are kept before an operation runs, outputs after it (torch.utils.checkpoint, early stop).
+        """
+        last = self._last_kept(saved)
+        return last + (last >= 0 and any(v.producer is self.ops[last] for v in saved[last]))
+
+    def _last_kept(self, saved: list[list[Value]]) -> int:
+        """The last operation that keeps anything for its backward, -1 without one."""
+        return max((i for i, values in enumerate(saved) if values or self.ops[i].packs), default=-1)
 
     def _before_recompute(self, saved: list[list[Value]], output: Value) -> Form:
         """The gradients alive when the backward first asks for a kept tensor, which is when a block is run again."""
-        start = max((index + 1 for index, values in enumerate(saved) if values), default=0)
+        start = self._last_kept(saved) + 1
         form: Form = {}
         for line in self._backward(saved[start:], output, {}, self.ops[start:]):
             add(form, line.atom, line.sign * line.width)
@@ -356,8 +400,14 @@ class Tape:
         output: Value,
         present: dict[int, Value],
         ops: list[Op] | None = None,
+        *,
+        recomputed: bool = False,
+        adding: bool = False,
     ) -> list[Step]:
-        """The backward pass; storages in ``present`` stay until its end."""
+        """The backward pass; storages in ``present`` stay until its end.
+
+        ``recomputed``: behind a checkpoint; ``adding``: weight gradients are added to buffers at once (atoms ``.one``).
+        """
         uses: dict[int, int] = {}
         for values in saved:
             for value in values:
@@ -382,38 +432,55 @@ class Tape:
             if not owners[key]:
                 lines.append(Step(-1, key, value.atom, value.width))
 
-        new_grad(output)
-        for op, values in zip(reversed(self.ops if ops is None else ops), reversed(saved), strict=True):
-            if op.output.grad and id(op.output) in grad_of:
-                twice = []
-                key = grad_of[id(op.output)]
-                for value in op.inputs:
-                    if not value.grad:
-                        continue
-                    if op.alias_grad and value.width == op.output.width and value.atom == op.output.atom:
-                        if id(value) not in grad_of:
-                            grad_of[id(value)] = key
-                            owners[key] += 1
-                        continue
-                    if id(value) in grad_of and op.output.storage is value:
-                        continue  # parts of one storage: their gradients are joined once
-                    if id(value) in grad_of:
-                        twice.append(value)  # a second gradient is made, then added to the first
-                        lines.append(Step(1, -2 - id(value), value.atom, value.width))
-                    else:
-                        new_grad(value)
-                for atom, width in op.weight_grad.items():
-                    if atom not in weights and width:
-                        weights.add(atom)
-                        lines.append(Step(1, hash(atom), atom, width, weight=True))
-                lines += _temporary(op.backward_temp, op)
-                lines += [Step(-1, -2 - id(value), value.atom, value.width) for value in twice]
-                drop(op.output)
+        def release(values: list[Value]) -> None:
             for value in values:
                 uses[id(value)] -= 1
                 if not uses[id(value)] and id(value) not in present:
                     gone.add(id(value))
                     lines.append(Step(-1, id(value), value.atom, value.width))
+
+        new_grad(output)
+        for op, values in zip(reversed(self.ops if ops is None else ops), reversed(saved), strict=True):
+            if not op.output.grad or id(op.output) not in grad_of:
+                release(values)
+                continue
+            twice = []
+            key = grad_of[id(op.output)]
+            for value in op.inputs:
+                if not value.grad:
+                    continue
+                if op.alias_grad and value.width == op.output.width and value.atom == op.output.atom:
+                    if id(value) not in grad_of:
+                        grad_of[id(value)] = key
+                        owners[key] += 1
+                    continue
+                if id(value) in grad_of and op.output.storage is value:
+                    continue  # parts of one storage: their gradients are joined once
+                if id(value) in grad_of:
+                    twice.append(value)  # a second gradient is made, then added to the first
+                    lines.append(Step(1, -2 - id(value), value.atom, value.width))
+                else:
+                    new_grad(value)
+            added: Form = {}
+            for atom, width in op.weight_grad.items():
+                if adding:
+                    added[f"{atom}.one"] = width
+                    continue
+                if atom not in weights and width:
+                    weights.add(atom)
+                    lines.append(Step(1, hash(atom), atom, width, weight=True))
+            lines += _temporary(op.backward_temp, op)
+            # What a node kept goes behind the sums and its own gradient; what a checkpoint computed again for it is
+            # its own and goes before. The next node adds what it was given twice.
+            lines += (kept := _temporary(added, op))[: len(added)]
+            if recomputed:
+                release(values)
+            lines += _temporary(op.after_temp, op)
+            lines += kept[len(added) :]
+            drop(op.output)
+            if not recomputed:
+                release(values)
+            lines += [Step(-1, -2 - id(value), value.atom, value.width) for value in twice]
         lines += [Step(-1, id(v), v.atom, v.width) for v in present.values() if id(v) not in gone]
         # the gradient of the block's input is the next block's business
         return lines

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from memfit.formula import profile as profiles
-from memfit.formula.dims import Dims, part_of
+from memfit.formula.dims import Dims
 from memfit.formula.profile import Dtype
+from memfit.formula.roles import SUMS, tensor_atom
 from memfit.formula.setup import Kind, Setup, Tower
 from memfit.formula.step import Stage, StageModel
 from memfit.formula.tape import Step
@@ -160,6 +161,8 @@ class Player:
                 continue
             if line.sign > 0:
                 component: Component = "logits" if line.atom in ("V", "Vs") else "activations"
+                if line.atom.startswith("c."):
+                    component = "parameters"
                 live[line.key] = (self.alloc(size, component, line.atom, module), size)
             elif line.key in live:
                 block, size = live.pop(line.key)
@@ -172,7 +175,8 @@ class Player:
             unit = -2 if tied and self.stage.first else layer  # one matrix, one gradient
         else:
             block = self.s.decoder.stack.blocks[self.s.decoder.stack.layout[layer]]
-            tensors = tuple(t for t in block.tensors if part_of(t) == line.atom and self._trains(t, layer))
+            atoms = SUMS.get(line.atom, (line.atom,))
+            tensors = tuple(t for t in block.tensors if tensor_atom(t) in atoms and self._trains(t, layer))
             unit = layer
         width = line.width
         for t in tensors:

@@ -44,9 +44,16 @@ class Training:
         if not self.rank or not tensor.linear:
             return False
         if self.targets == (LINEAR_ALL,):
-            return tensor.part in ("attention", "mlp", "expert", "mixer", "other")
+            inside = tensor.part in ("attention", "mlp", "expert", "mixer", "other")
+            return inside or tensor.role == "shared_expert_gate"
         return any(same_role(role, target) for target in self.targets)
 
+
+DOWN = frozenset({"down_proj", "w2", "output_linear"})
+"""Projections of an expert back to the residual stream."""
+
+FOLDED = frozenset({"gate_proj", "up_proj", "down_proj"})
+"""Names that PEFT turns into parameters of experts where it folds: dense layers of these names get no adapter."""
 
 _SYNONYMS = {
     "wq": "q_proj",
@@ -98,16 +105,29 @@ def roles(tensor: Tensor) -> tuple[tuple[str, int], ...]:
     return tensor.splits or ((tensor.role, tensor.shape[0]),)
 
 
-def adapter_elements(tensors: Iterable[Tensor], how: Training) -> int:
+def adapter_elements(tensors: Iterable[Tensor], how: Training, *, experts: str = "linear") -> int:
     """Elements of the adapters on ``tensors``: A is (rank, in), B is (out, rank); DoRA adds out.
 
     A fused projection that is targeted as a module has one adapter, as PEFT makes it; where the targets name the
-    projections inside it, each has its own.
+    projections inside it, each has its own. Folded experts (see ``architecture.Code``) have one adapter of twice the
+    rank for gate and up together, and their router has one; dense layers named like an expert's projection have none.
     """
     total = 0
     for t in tensors:
         whole = sum(out for _, out in t.splits) or t.shape[0]
         inputs = math.prod(t.shape) // whole
+        if t.expert and experts != "linear":
+            if experts == "folded" and any(how.adapts(role, t) for role, _ in roles(t)):
+                fused = len(t.splits) > 1
+                single = t.role in DOWN or fused
+                total += how.rank * (1 + fused) * (inputs + (whole if single else 2 * whole)) * t.count
+            continue
+        if t.part == "mlp" and experts == "folded" and t.role in FOLDED:
+            continue
+        if t.part == "router" and t.role != "shared_expert_gate":
+            if how.rank and experts == "folded" and t.linear and how.targets == (LINEAR_ALL,):
+                total += how.rank * (inputs + whole)
+            continue
         fused = how.targets == (LINEAR_ALL,) or t.role in how.targets
         for role, out in ((t.role, whole),) if fused else roles(t):
             if how.adapts(role, t):
@@ -130,12 +150,22 @@ class Held:
         return (*self.trained, *self.frozen, *self.quantised)
 
 
-def held(tensors: tuple[Tensor, ...], how: Training, *, quantise: Callable[[Tensor], bool], train: bool = True) -> Held:
-    """Sort tensors into trained, frozen as they are, and frozen in the storage dtype."""
+def held(
+    tensors: tuple[Tensor, ...],
+    how: Training,
+    *,
+    quantise: Callable[[Tensor], bool],
+    train: bool = True,
+    experts: str = "linear",
+) -> Held:
+    """Sort tensors into trained, frozen as they are, and frozen in the storage dtype.
+
+    ``experts``: how adapters reach them, see ``architecture.Code``.
+    """
     trains = how.trains if train else (lambda _: False)
     sizes: dict[tuple[bool, bool], int] = {}
     for t in tensors:
-        n = adapter_elements((t,), how) if train and not trains(t) else 0
+        n = adapter_elements((t,), how, experts=experts) if train and not trains(t) else 0
         if n:
             key = (t.expert, t.tp_dim is not None)
             sizes[key] = sizes.get(key, 0) + n

@@ -179,6 +179,7 @@ class Code:
         norm: ``low`` multiplies the weight in the compute dtype (Llama), ``float`` in fp32 (Gemma, OLMo 2; a LayerNorm
             runs on an fp32 copy), ``written`` is a LayerNorm written out in fp32 tensor operations (Cohere), ``mixed``
             keeps the input beside its fp32 copy (T5).
+        norm_casts: a LayerNorm that runs in the compute dtype under autocast, too (Nemotron).
         norm_at: the norms stand before a sub-layer (``input``), behind it (``output``, OLMo 2) or behind the residual
             sum (``sum``, BERT).
         kernel: what SDPA can run: ``sdpa`` the fused kernels, ``masked`` always with a mask (no flash kernel),
@@ -191,9 +192,18 @@ class Code:
         router_float: the router runs on an fp32 copy of its input (DeepSeek V3).
         native_loss: the loss is computed on the logits as they are, without an fp32 copy (T5).
         clamped_glu: experts clamp gate and up and write the gate's sigmoid out (gpt-oss).
+        token_major: rotated heads are joined while tokens lie before heads, so that merging them is no copy (GPT-J).
+        broadcast_kv: a lone key/value head is given to SDPA as it is, not expanded before (Falcon 7B).
+        keeps_mixed, keeps_normed: variables of the layer's code hold the mixer's output, and its normalised input,
+            until the layer ends.
+        scaled_embedding: the embedding is multiplied by a constant before the first block (Gemma).
+        expert_adapters: how LoRA of all linear layers reaches the experts: ``none`` where they are stacked parameters
+            that PEFT leaves alone, ``folded`` where it adds the adapters to a copy of the stacked weights at each run,
+            ``linear`` where each expert is a layer of its own.
     """
 
     norm: Literal["low", "float", "written", "mixed"] = "low"
+    norm_casts: bool = False
     norm_at: Literal["input", "output", "sum"] = "input"
     kernel: Literal["sdpa", "masked", "math", "eager"] = "sdpa"
     rope_cat: bool = False
@@ -204,6 +214,12 @@ class Code:
     router_float: bool = False
     clamped_glu: bool = False
     native_loss: bool = False
+    token_major: bool = False
+    broadcast_kv: bool = False
+    keeps_mixed: bool = False
+    keeps_normed: bool = False
+    scaled_embedding: bool = False
+    expert_adapters: Literal["none", "folded", "linear"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -262,6 +278,7 @@ class Stack:
         prefix: name prefix of layer i, with ``{}`` for i, e.g. ``model.layers.{}``.
         extra: tensors outside the layers (embeddings, final norm, patch embedding, projector), full names.
         tokens: tokens in this stream for one image at the default resolution; 0 for the text streams.
+        unread: last layers that run although nothing reads them: they get no gradient (LLaVA reads the layer before).
     """
 
     name: str
@@ -271,6 +288,7 @@ class Stack:
     prefix: str
     extra: tuple[Tensor, ...] = ()
     tokens: int = 0
+    unread: int = 0
 
     @property
     def num_layers(self) -> int:

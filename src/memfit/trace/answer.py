@@ -230,6 +230,22 @@ def _card(trace: Trace) -> tuple[int | None, tuple[Entry, ...]]:
     return capacity, (Entry(component="runtime", name="CUDA context", bytes=context, provenance="assumed"),)
 
 
+def card_settings(card: Gpu, capacity_bytes: int | None = None) -> dict[str, Any]:
+    """What the settings of a trace without a job say under ``card``.
+
+    Args:
+        card: the card.
+        capacity_bytes: in place of its own.
+    """
+    return {
+        "name": card.name,
+        "title": card.title,
+        "capacity_bytes": card.total_bytes if capacity_bytes is None else capacity_bytes,
+        "context_bytes": card.context_bytes,
+        "context_origin": card.context_origin,
+    }
+
+
 def _predicted(trace: Trace) -> Estimate | None:
     job = trace.settings.get("job")
     return estimate(parse(job)) if isinstance(job, Mapping) else None
@@ -244,7 +260,8 @@ def described(trace: Trace, job: Job, *, rank: int, stage: int) -> Trace:
     if job.model.config is None and (name is None or catalog.lookup(name) is None):
         from memfit.trace.job import config_dict
 
-        stated["model"] = {"config": config_dict(job)}  # a path means nothing on another machine
+        kept = {"extra": stated["model"]["extra"]} if stated["model"].get("extra") else {}
+        stated["model"] = {"config": config_dict(job), **kept}  # a path means nothing on another machine
     blocks = {uid: replace(block, source=short_source(block.source)) for uid, block in trace.blocks.items()}
     return replace(trace, blocks=blocks, settings={**trace.settings, "job": stated, "rank": rank, "stage": stage})
 

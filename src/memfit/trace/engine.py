@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from memfit.trace import facade
 from memfit.trace.hidden import Gpu, HiddenRules
@@ -39,6 +40,32 @@ class _Mode(FakeTensorMode):  # type: ignore[misc]
         return True
 
 
+class _ScriptMode(_Mode):
+    """The same for a whole script: integers on the CPU stay real, so that samplers and indices have values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run operations on real integers as they are."""
+        kwargs = kwargs or {}
+        if func._schema.name in _PINNING:  # host memory is host memory here
+            return args[0] if "pin_memory" in func._schema.name else False
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type == "cpu":
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            plain = all(
+                type(t) is torch.Tensor and t.device.type == "cpu" and not t.dtype.is_floating_point for t in tensors
+            )
+            dtype = kwargs.get("dtype")
+            whole = dtype in _WHOLE or (dtype is None and (bool(tensors) or func._schema.name in _INTEGERS))
+            if plain and whole:
+                return func(*args, **kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+_PINNING = frozenset({"aten::pin_memory", "aten::_pin_memory", "aten::is_pinned"})
+_INTEGERS = frozenset({"aten::randperm", "aten::randint", "aten::arange"})
+_WHOLE = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool})
+
+
 def run_meta(model: Any, step: Callable[[Any], Any], **options: Any) -> Trace:
     """``run`` with engine A: works with any wheel on any system; knows no autocast, no streams, no ``cuda``."""
     return run(model, step, engine="meta", **options)
@@ -62,6 +89,7 @@ def run(
     values: Values | None = None,
     frames: bool = True,
     before: Callable[[], Any] | None = None,
+    watch: Callable[[Recorder, Where], None] | None = None,
 ) -> Trace:
     """Trace a program.
 
@@ -79,6 +107,8 @@ def run(
         frames: note the source line of each forward allocation.
         before: runs before anything is recorded and outside the modes (process groups, device meshes); ``model`` is
             then called with its result.
+        watch: told of the recorder and of what follows the program, before it runs; with it the program counts its own
+            steps (``steps`` 0).
 
     Raises:
         UnlockError: engine ``fake-cuda`` and this torch does not run fake CUDA tensors.
@@ -90,7 +120,8 @@ def run(
     values = values or Values()
     backends: dict[str, int] = {}
     device = DEVICE[engine]
-    mode = _Mode(allow_non_fake_inputs=True) if engine == "fake-cuda" else None
+    kind = _Mode if watch is None else _ScriptMode
+    mode = kind(allow_non_fake_inputs=True) if engine == "fake-cuda" else None
 
     def owns(tensor: Any) -> bool:
         return not isinstance(tensor, FakeTensor) or tensor.fake_mode is mode
@@ -101,8 +132,10 @@ def run(
         notes: list[str] = []
         if mode is not None:
             notes += stack.enter_context(unlocked())
-            stack.enter_context(facade.cuda_facade(gpu, recorder.in_use, recorder.used))
+            devices = 8 if watch is None else 1  # a script that sees several would copy its model to each
+            stack.enter_context(facade.cuda_facade(gpu, recorder.in_use, recorder.used, devices))
             stack.enter_context(quiet_propagation(recorder))
+            stack.enter_context(labelled_reductions(recorder))
         else:
             prepare()
         notes += stack.enter_context(shimmed(device))
@@ -112,6 +145,8 @@ def run(
             stack.enter_context(mode)
         stack.enter_context(where)
         stack.enter_context(recorder)
+        if watch is not None:
+            watch(recorder, where)
         built = callable(model) and not isinstance(model, torch.nn.Module)
         state = model(*prepared) if built else model
         adopt(recorder, where, state)
@@ -122,7 +157,7 @@ def run(
         recorder.label_modules()
         return recorder.finish(
             engine,
-            steps,
+            steps or max(recorder.step + 1, 1),
             settings={
                 "gpu": gpu.name,
                 "capability": gpu.capability,
@@ -209,6 +244,29 @@ def quiet_propagation(recorder: Recorder) -> Iterator[None]:
                     method = getattr(ShardingPropagator, name)
                     stack.enter_context(replaced(ShardingPropagator, name, paused(method)))
             stack.enter_context(replaced(DeviceMesh, "__init__", _outside_modes(DeviceMesh.__init__)))
+        yield
+
+
+@contextmanager
+def labelled_reductions(recorder: Recorder) -> Iterator[None]:
+    """FSDP2's reduction: what it is given are gradients, what it makes on the way is communication."""
+    try:
+        from torch.distributed.fsdp._fully_shard import _fsdp_param_group as group
+    except ImportError:
+        yield
+        return
+
+    def reduce(params: Any, grads: Any, *args: Any, **kwargs: Any) -> Any:
+        for index in range(len(grads)):  # no variable may hold one: the list is what keeps them alive
+            recorder.label(grads[index], "gradients")
+        recorder.inside = "communication"
+        try:
+            return original(params, grads, *args, **kwargs)
+        finally:
+            recorder.inside = None
+
+    original = group.foreach_reduce
+    with replaced(group, "foreach_reduce", reduce):
         yield
 
 

@@ -108,6 +108,11 @@ def training_of(
     if faults:
         raise JobErrors(faults)
     warnings = []
+    config, family = config_dict(job), (job.model.extra or {}).get("as")
+    if family is not None:
+        config = {key: value for key, value in config.items() if key not in ("architectures", "auto_map")}
+        config["model_type"] = family
+        warnings.append(f"the module is that of `{family}`, as --as says")
     if plan.compile:
         warnings.append("torch.compile is not traced: the result is the eager program's")
     if plan.framework in ("megatron", "torchtitan", "deepspeed", "nanotron", "litgpt"):
@@ -126,10 +131,11 @@ def training_of(
     every = {"none": 0, "full": 1, "selective": 1}.get(str(plan.checkpointing), plan.checkpointing)
     return (
         Training(
-            config=config_dict(job),
+            config=config,
             num_layers=num_layers,
             batch=plan.micro_batch or 1,
             seq=task.seq_len or 4096,
+            images=int((job.model.extra or {}).get("images", 0)),
             grad_accum=plan.grad_accum or 1,
             params=params,
             autocast=low if mixed and not shard else None,
@@ -144,6 +150,7 @@ def training_of(
             trainable=_trainable(task),
             ranks=(plan.dp_shard or plan.dp or 1) if shard else (plan.dp or 1),
             shard=shard,
+            partition=plan.zero == 1 and (plan.dp or 1) > 1,
             reshard=plan.reshard is not False,
             reduce="fp32" if mixed and shard else None,
             compute=low if mixed and shard else None,
@@ -196,10 +203,20 @@ def _refusals(job: Job) -> list[JobError]:
         faults.append(no("task.method", task.method, f"{task.method}"))
     if task.method == "freeze" and isinstance(task.trainable, float):
         faults.append(no("task.trainable", task.trainable, "a share of the parameters"))
-    degrees = {name: getattr(plan, name) or 1 for name in ("cp", "ep", "virtual_pp")}
-    faults += [no(f"strategy.{name}", n, f"{name} > 1") for name, n in degrees.items() if n > 1]
-    if plan.zero in (1, 2):
-        faults.append(no("strategy.zero", plan.zero, f"ZeRO stage {plan.zero}"))
+    degrees = {
+        "cp": "context parallelism",
+        "ep": "expert parallelism",
+        "virtual_pp": "a pipeline with virtual stages",
+    }
+    for name, what in degrees.items():
+        if (n := getattr(plan, name) or 1) > 1:
+            faults.append(no(f"strategy.{name}", n, what))
+    if (plan.pp or 1) > 1 and plan.pp_schedule not in (None, "gpipe", "1f1b"):
+        faults.append(no("strategy.pp_schedule", plan.pp_schedule, f"the {plan.pp_schedule} schedule"))
+    if plan.zero == 2 or (plan.zero == 1 and plan.framework != "torch"):
+        faults.append(no("strategy.zero", plan.zero, f"ZeRO stage {plan.zero} of {plan.framework}"))
+    if plan.zero == 1 and (plan.tp or 1) > 1:
+        faults.append(no("strategy.zero", plan.zero, "ZeRO stage 1 with tensor parallelism"))
     if plan.precision not in ("fp32", "bf16", "fp16", "bf16-mixed", "fp16-mixed"):
         faults.append(no("strategy.precision", plan.precision, f"precision {plan.precision}"))
     if plan.checkpointing == "attention":

@@ -142,6 +142,8 @@ def _optimizers(t: Training, model: Any) -> Any:
     if t.optimizer == "none":
         return None
     trained = [p for p in model.parameters() if p.requires_grad]
+    if t.partition:
+        trained = sharded.share(trained, t.ranks, t.rank)
     make = OPTIMIZERS[t.optimizer]
     if not t.optimizer_in_backward:
         # split and whole parameters cannot share a foreach call, so each kind is a group of its own
@@ -160,10 +162,25 @@ def _optimizers(t: Training, model: Any) -> Any:
     return None
 
 
-def inputs_of(config: Any, batch: int, seq: int, device: str) -> dict[str, Any]:
-    """Token ids and labels; encoder-decoders get ``seq`` tokens on both sides, vision-language models text only."""
+def inputs_of(config: Any, batch: int, seq: int, device: str, *, images: int = 0, dtype: Any = None) -> dict[str, Any]:
+    """Token ids and labels; encoder-decoders get ``seq`` tokens on both sides; ``images`` of fixed size for each row.
+
+    Raises:
+        MemfitError: images are asked for and the vision tower takes none of a fixed size.
+    """
     ids = torch.zeros(batch, seq, dtype=torch.long, device=device)
-    return {"input_ids": ids, "labels": ids}
+    made = {"input_ids": ids, "labels": ids}
+    if images:
+        vision = getattr(config, "vision_config", None)
+        size = getattr(vision, "image_size", None)
+        if not isinstance(size, int):
+            raise MemfitError(
+                f"images of `{config.model_type}` are not traced: their sizes are values, which a trace does not have",
+                hint="`memfit estimate` covers them; without images the text part is traced",
+            )
+        shape = (batch * images, getattr(vision, "num_channels", 3), size, size)
+        made["pixel_values"] = torch.zeros(shape, dtype=dtype, device=device)
+    return made
 
 
 def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
@@ -173,7 +190,7 @@ def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
         return contextlib.nullcontext()
 
     def micro_batch(model: Any) -> Any:
-        batch = inputs_of(config, t.batch, t.seq, device)
+        batch = inputs_of(config, t.batch, t.seq, device, images=t.images, dtype=DTYPES[t.compute or t.params])
         with context():
             out = model(**batch)
         loss = out.loss if out.get("loss") is not None else out[0].float().mean()
@@ -209,7 +226,7 @@ def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
             held = micro_batch(model)
         if optimizer is not None:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=t.set_to_none)
+            (model if t.partition else optimizer).zero_grad(set_to_none=t.set_to_none)
         elif not t.optimizer_in_backward:
             model.zero_grad(set_to_none=t.set_to_none)
         del held

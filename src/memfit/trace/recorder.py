@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -67,6 +68,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._hooks: dict[int, Any] = {}
         self._pending: tuple[int, int, int] | None = None
         self._labels: dict[int, Component] = {}
+        self._likely: dict[int, Component] = {}  # what a block is unless it is labelled later
+        self.inside: Component | None = None
         self._names: dict[int, str] = {}  # by block
         self._parameters: dict[int, str] = {}  # names of parameters, by id
         self._began = time.perf_counter()
@@ -86,6 +89,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         source = self.where.source() if component is None and (phase != "backward" or recompute) else ""
         self._facts.append((size, op, module, phase, self.step, shape, dtype, component, stream, recompute, source))
         self._events.append(RawEvent(uid, size, stream, phase, self.step))
+        if self.inside is not None:
+            self._likely[uid] = self.inside
         return uid
 
     def _free(self, uid: int, size: int, phase: str) -> None:
@@ -217,7 +222,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         elif self.values.needed(func, args, self.device):
             out = self.values.answer(func, args, kwargs, self.where)
         else:
-            out = func(*args, **kwargs)
+            try:
+                out = func(*args, **kwargs)
+            except DataDependentOutputException:
+                if not self.values.host:
+                    raise
+                out = self.values.answer(func, args, kwargs, self.where)
         self.num_ops += 1
         if isinstance(out, torch.Tensor):
             if out.device.type == self.device:
@@ -325,6 +335,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return component  # type: ignore[no-any-return]
         if uid in self._labels:
             return self._labels[uid]
+        if uid in self._likely:
+            return self._likely[uid]
         if op == "resize_":  # FSDP fills the gathered parameters' storages again
             return "parameters"
         if op.startswith(("c10d::", "_c10d_functional::", "fsdp::")) or stream:

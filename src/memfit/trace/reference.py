@@ -45,10 +45,48 @@ def compare(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, float, float,
         yield row["name"], result.allocated_peak / GIB, allocated, result.reserved_peak / GIB, reserved, trace.seconds
 
 
+def memory_tracker(row: dict[str, Any]) -> tuple[float, float]:
+    """(peak in GiB, seconds) of the same two steps by PyTorch's own MemTracker, on the same fake tensors.
+
+    It counts requested bytes by storage: no rounding, no streams, nothing inside kernels, no reserved memory.
+    """
+    import time
+    from contextlib import ExitStack
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    from memfit.trace.facade import cuda_facade
+    from memfit.trace.hidden import Gpu
+    from memfit.trace.program import program
+    from memfit.trace.sdpa import cuda_attention
+    from memfit.trace.unlock import unlocked
+
+    config = {**references()["model"], **row.get("config", {})}
+    made = program(Training(config=config, batch=1, seq=4096, keep_outputs=True, **row["training"]), "cuda")
+    with ExitStack() as stack:
+        stack.enter_context(unlocked())
+        stack.enter_context(cuda_facade(Gpu(), lambda: 0, lambda _tensor, _stream: None))
+        stack.enter_context(cuda_attention(Gpu(), "cuda", "auto", {}))
+        stack.enter_context(FakeTensorMode())
+        began = time.perf_counter()
+        state = made.build()
+        tracker = MemTracker()
+        tracker.track_external(state[0], state[1])
+        with tracker:
+            for _ in range(2):
+                made.step(state)
+                tracker.reset_mod_stats()
+        found = tracker.get_tracker_snapshot("peak")
+        peak = max(sizes["Total"] for device, sizes in found.items() if device.type == "cuda")
+        return peak / GIB, time.perf_counter() - began
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command-line entry."""
     parser = argparse.ArgumentParser(prog="python -m memfit.trace.reference", description=__doc__)
     parser.add_argument("--long", action="store_true", help="also the rows that take a minute")
+    parser.add_argument("--memtracker", metavar="NAME", help="also run PyTorch's MemTracker on this row")
     args = parser.parse_args(argv)
     data = references()
     print_line = sys.stdout.write
@@ -58,6 +96,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, *figures, seconds in compare(rows):
         print_line(f"{name:44s} " + " ".join(f"{x:10.4f}" for x in figures) + f" {seconds:6.1f}\n")
         sys.stdout.flush()
+        if name == args.memtracker:
+            peak, taken = memory_tracker(next(row for row in rows if row["name"] == name))
+            print_line(f"{'  the same by MemTracker (requested bytes)':44s} {peak:10.4f} {'':32s} {taken:6.1f}\n")
+    if sys.platform == "linux":
+        import resource
+
+        print_line(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20):.2f} GiB\n")
 
 
 if __name__ == "__main__":

@@ -147,6 +147,20 @@ def parallelize(model: Any, mesh: Any) -> None:
     parallelize_module(model, mesh, plan)
 
 
+def share(parameters: list[Any], ranks: int, rank: int) -> list[Any]:
+    """The parameters whose optimizer states one rank keeps: the largest first, each to the rank that has least.
+
+    Source: torch.distributed.optim.ZeroRedundancyOptimizer._partition_parameters.
+    """
+    sizes, mine = [0] * ranks, []
+    for parameter in sorted(parameters, key=lambda p: -p.numel()):
+        owner = sizes.index(min(sizes))
+        sizes[owner] += parameter.numel()
+        if owner == rank:
+            mine.append(parameter)
+    return mine
+
+
 def ddp_buckets(model: Any, device: str) -> list[Any]:
     """Flat buffers as large as DistributedDataParallel's buckets, filled from the last parameter to the first."""
     sizes: list[tuple[Any, int]] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 
@@ -63,7 +63,44 @@ def dropout(stack: ExitStack, device: str) -> str | None:
     return "dropout keeps a mask of bytes, as the CUDA kernel does"
 
 
-SHIMS = (optimizers, dropout, transformers_values)
+def grouped_products(stack: ExitStack, _device: str) -> str | None:
+    """The shape function of the grouped product takes bf16 alone; the CUDA operator also loops over other types."""
+    import torch
+    from torch import _meta_registrations as meta
+
+    common = getattr(meta, "_meta_grouped_mm_common", None)
+    if common is None:
+        return None
+    wide = (torch.float32, torch.float16)
+
+    def products(mat_a: Any, mat_b: Any, *args: Any, **kwargs: Any) -> Any:
+        if mat_a.dtype not in wide or mat_b.dtype is not mat_a.dtype:
+            return common(mat_a, mat_b, *args, **kwargs)
+        low = common(mat_a.to(torch.bfloat16), mat_b.to(torch.bfloat16), *args, **kwargs)
+        return low.to(mat_a.dtype)
+
+    stack.enter_context(replaced(meta, "_meta_grouped_mm_common", products))
+    return None
+
+
+def disabled_autocast(stack: ExitStack, device: str) -> str | None:
+    """Libraries switch autocast off around single operations; it does not know ``meta``, where it is never on."""
+    if device == "cuda":
+        return None
+    import torch
+
+    original = torch.autocast
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        if device_type == device and kwargs.get("enabled") is False:
+            return nullcontext()
+        return original(device_type, *args, **kwargs)
+
+    stack.enter_context(replaced(torch, "autocast", autocast))
+    return None
+
+
+SHIMS = (optimizers, dropout, grouped_products, disabled_autocast, transformers_values)
 
 
 @contextmanager

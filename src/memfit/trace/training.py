@@ -14,6 +14,7 @@ class Training:
         config: content of a Hugging Face config.json.
         num_layers: shorten the model to this many layers; None keeps all.
         batch, seq: sequences of a micro-batch and tokens of a sequence.
+        images: images of each sequence, for models with a vision tower.
         grad_accum: micro-batches per optimizer step.
         params: type of the parameters.
         autocast: type of the computation under ``torch.autocast``, None without.
@@ -28,6 +29,7 @@ class Training:
         trainable: module names or patterns that are trained, or the number of last layers; None for all.
         ranks: data-parallel ranks; with ``shard`` they hold one sharded copy (FSDP2).
         shard: parameters, gradients and states are split over the ranks.
+        partition: each rank keeps the states of its share of the parameters (torch's ZeroRedundancyOptimizer).
         reshard: gathered parameters are freed between forward and backward.
         reduce: type of gradients in the reduction, None for the gradients' own.
         compute: type that FSDP2 gathers parameters in, None for their own.
@@ -43,6 +45,7 @@ class Training:
     num_layers: int | None = None
     batch: int = 1
     seq: int = 4096
+    images: int = 0
     grad_accum: int = 1
     params: str = "bf16"
     autocast: str | None = None
@@ -57,6 +60,7 @@ class Training:
     trainable: tuple[str, ...] | int | None = None
     ranks: int = 1
     shard: bool = False
+    partition: bool = False
     reshard: bool = True
     reduce: str | None = None
     compute: str | None = None

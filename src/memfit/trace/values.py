@@ -14,6 +14,8 @@ _ATEN = torch.ops.aten
 KNOWN: dict[str, bool] = {
     # attention_mask.all(), (packed_sequence_mask[:, -1] == 0).all(): full masks, one sequence per row
     "transformers/masking_utils.py": True,
+    # torch_compilable_check: as many image tokens as image features
+    "transformers/utils/import_utils.py": True,
 }
 """Truth values by the file that asks, for libraries whose question is known."""
 
@@ -29,9 +31,11 @@ class Values:
     Args:
         answers: scalar answers by the end of the ``file:line`` that asks, e.g. ``{"modeling.py:120": 1}``.
         num_experts: experts a router spreads tokens over.
+        host: scalars of tensors on the CPU are answered, too, where they are not known (whole scripts).
     """
 
-    def __init__(self, answers: dict[str, Any] | None = None, *, num_experts: int = 1) -> None:
+    def __init__(self, answers: dict[str, Any] | None = None, *, num_experts: int = 1, host: bool = False) -> None:
+        self.host = host
         self.answers = answers or {}
         self.num_experts = num_experts
         self.in_layer = False

@@ -15,7 +15,7 @@ from memfit.hardware import Gpu
 from memfit.mirage.run.child import Ended, run_child
 from memfit.mirage.run.facts import Facts, Failure, read_facts
 from memfit.mirage.run.options import RunOptions
-from memfit.trace.answer import SETTINGS, Answer, answer, short_source
+from memfit.trace.answer import Answer, SETTINGS, answer, card_settings, short_source
 from memfit.trace.files import load
 from memfit.trace.result import Trace
 
@@ -108,13 +108,7 @@ def dryrun(
         say("it runs out of memory on this card; running once more without a limit to see all of it")
         told = _run(options, environment(WITHOUT_LIMIT), base, None)
         failure = told.facts.failure
-    card = {
-        "name": gpu.name,
-        "title": gpu.title,
-        "capacity_bytes": capacity,
-        "context_bytes": gpu.context_bytes,
-        "context_origin": gpu.context_origin,
-    }
+    card = card_settings(gpu, total_bytes)
     trace = _without_paths(told.trace, {"card": card, "device": told.facts.device_name})
     trace = trace.with_notes(told.facts.notes).with_warnings(_warnings(told.facts))
     return DryRun(

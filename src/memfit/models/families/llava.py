@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from memfit.models.architecture import Architecture, Tensor
 from memfit.models.config import Config
 from memfit.models.families._common import Tensors, linear, norm
@@ -38,7 +40,15 @@ def read(c: Config) -> Architecture:
             if isinstance(p, list | tuple) and len(p) == 2 and all(isinstance(n, int) and 0 < n < 1 << 16 for n in p)
         ]
         crops += max(grids, default=4)  # the class's own grids hold up to four crops
-    return join(c, text, (tower(vision, TOWER, projector, images=crops),))
+    stack = tower(vision, TOWER, projector, images=crops)
+    return join(c, text, (replace(stack, unread=min(_unread(c), stack.num_layers - 1)),))
+
+
+def _unread(c: Config) -> int:
+    """Layers of the tower behind the last one whose output is taken (``vision_feature_layer``, -2 unless stated)."""
+    stated = c.raw("vision_feature_layer")
+    layers = stated if isinstance(stated, list | tuple) and stated else [stated]
+    return min(-n - 1 if isinstance(n, int) and -64 <= n < 0 else 1 if n is None else 0 for n in layers)
 
 
 def read_mistral3(c: Config) -> Architecture:

@@ -157,7 +157,13 @@ def falcon(c: Config) -> Architecture:
     width = c.opt_size("ffn_hidden_size", "intermediate_size") if c.has("ffn_hidden_size") else None
     act = c.text("activation", "hidden_act", default="gelu")
     # SDPA gets one key head for all query heads, or keys and values copied to all heads beside an explicit mask
-    code = Code(kernel="masked" if grouped else "sdpa" if kv == heads else "math", expand_kv=grouped, low_softmax=True)
+    code = Code(
+        kernel="masked" if grouped else "sdpa" if kv == heads else "math",
+        expand_kv=grouped,
+        low_softmax=True,
+        broadcast_kv=True,
+        keeps_normed=True,
+    )
     return decoder(
         c,
         hidden=hidden,
