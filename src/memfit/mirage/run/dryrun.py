@@ -15,7 +15,7 @@ from memfit.hardware import Gpu
 from memfit.mirage.run.child import Ended, run_child
 from memfit.mirage.run.facts import Facts, Failure, read_facts
 from memfit.mirage.run.options import RunOptions
-from memfit.trace.answer import Answer, SETTINGS, answer, card_settings, short_source
+from memfit.trace.answer import SETTINGS, Answer, answer, card_settings, short_source
 from memfit.trace.files import load
 from memfit.trace.result import Trace
 
@@ -99,7 +99,6 @@ def dryrun(
         ScriptError: the script failed before it used the GPU, or it ran into a limit of time or host memory.
         MissingError: the script's program does not exist, or its torch cannot be used.
     """
-    capacity = total_bytes if total_bytes is not None else gpu.total_bytes
     on_card = _run(options, environment(total_bytes), base, echo)
     failure = on_card.facts.failure
     oom = failure if failure is not None and failure.out_of_memory else None
