@@ -129,10 +129,12 @@ class Recorder:
         trained = style.trained or rank == 0
         side = "in" if column else "out"
         weight = f"w.{part}.{side}"
-        saved = [low] if trained and keep else []
+        unpacks = style.dequantize and not trained
+        pinned = [low] if unpacks and style.kbit_inputs else []
+        saved = [low] if trained and keep else pinned
         if trained and column and style.sequence_parallel and not style.gather_inputs and x is not source:
             saved = [source]
-        temp: Form = {f"{weight}.max": style.width} if style.dequantize and not trained else {}
+        temp: Form = {f"{weight}.max": style.kbit_bytes or style.width} if unpacks else {}
         grads = {weight: style.weight_grads} if trained else {}
         y = tape.op(
             role,
@@ -145,6 +147,7 @@ class Recorder:
             forward_temp=temp,
             backward_temp={**temp, f"R.{out}": 1} if bias and trained else temp,
             weight_grad=grads,
+            pinned=pinned,
         )
         if rank:
             y = self._adapter(x, y, role, rank)
@@ -161,7 +164,9 @@ class Recorder:
             h = tape.op("lora.cast", [h], h.atom, style.lora_width, cheap=True)
         a = tape.op("lora_A", [h], "T", rank * style.lora_width, saved=[h], grad=True, matmul=True)
         b = tape.op("lora_B", [a], y.atom, style.lora_width, saved=[a], matmul=True)
-        scaled = tape.op("lora.scale", [b], y.atom, style.lora_width, cheap=True)
+        # index_copy into zeros of the whole width keeps what it copies
+        parts: Form = dict.fromkeys(style.padded, style.lora_width) if role == "qkv_proj" else {}
+        scaled = tape.op("lora.scale", [b], y.atom, style.lora_width, extra_saved=parts, cheap=True)
         if style.dora:
             scaled = tape.op(
                 "dora",
@@ -228,9 +233,7 @@ class Recorder:
             )  # dK, dV per query head
         if code.position_bias:
             staging["s"] = w
-        if joined and not efficient:
-            saved["om" if windowed else "o"] = w
-        return op(
+        out = op(
             "attention",
             [q, k, v],
             "o",
@@ -241,6 +244,7 @@ class Recorder:
             core=True,
             backward_temp=staging,
         )
+        return op("merge", [out], "om" if windowed else "o", w, cheap=True) if joined and not efficient else out
 
     def eager_attention(self, q: Value, k: Value, v: Value, att: Attention, code: Code, *, grouped: bool) -> Value:
         """Attention written out with its matrix of scores; the softmax runs in fp32."""
@@ -308,7 +312,7 @@ class Recorder:
             q = tape.op("q", [qkv], "q", w, view=True)
             k = tape.op("k", [qkv], "k", w, view=True)
             v = tape.op("v", [qkv], "v", w, view=True)
-            if code.expand_kv:
+            if code.expand_kv and att.num_heads != att.num_kv_heads:
                 k = tape.op("expand_k", [k], "q", w)
                 v = tape.op("expand_v", [v], "o", w)
         else:
@@ -320,7 +324,7 @@ class Recorder:
             q, k = self.norm(q, "rms", rows, code), self.norm(k, "rms", rows, code)
             q, k = self.cast(q), self.cast(k)
         q, k = self.rope(q, att), self.rope(k, att)
-        if code.expand_kv and k.atom == "k":
+        if code.expand_kv and k.atom == "k" and att.num_heads != att.num_kv_heads:
             k = tape.op("expand_k", [k], "q", w, cheap=True)
             v = tape.op("expand_v", [v], "o", w, cheap=True)
         joined = bool(att.rotary_dim) and (code.rope_cat or att.rotary_dim < att.head_dim)

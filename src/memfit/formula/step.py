@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from memfit.formula.dims import Dims, Int, block_atoms, cdiv, evaluate, maximum, minimum, where
+from memfit.formula.dims import Dims, Int, block_atoms, cdiv, evaluate, highest, maximum, minimum, where
 from memfit.formula.profile import Optimizer
 from memfit.formula.setup import Kind, Setup, Split, Tower
 from memfit.formula.weights import Held, local, num_kv
@@ -22,6 +22,7 @@ ENTRIES: dict[str, tuple[Component, str]] = {
     "gathered": ("parameters", "gathered weights"),
     "casts": ("parameters", "autocast weight copies"),
     "grads": ("gradients", "gradients"),
+    "left": ("gradients", "gradients that nothing frees"),
     "fresh": ("gradients", "weight gradients of the running block"),
     "master": ("optimizer", "master weights"),
     "states": ("optimizer", "optimizer states"),
@@ -203,8 +204,23 @@ class StageModel:
             return 0
         if "activations" in self.c.offload:
             return 0
-        form = kind.program.checkpoint if self.is_checkpointed(layer) else kind.program.kept
-        return evaluate(form, self.atoms(tower, kind, tokens, stream))
+        atoms = self.atoms(tower, kind, tokens, stream)
+        if not self.is_checkpointed(layer):
+            return evaluate(kind.program.kept, atoms)
+        # the hooks of a non-reentrant checkpoint do not see what a node's attributes name
+        pinned = evaluate(kind.program.pinned, atoms) if self.s.profile.loop_graph else 0
+        return evaluate(kind.program.checkpoint, atoms) + pinned
+
+    def pinned_upto(self, tokens: Int, stream: Int) -> list[Int]:
+        """Running sums of what the layers' graphs hold after their backward."""
+        tower = self.s.decoder
+        sums: list[Int] = [0]
+        for layer, index in zip(self.indices, self._kinds, strict=True):
+            kind = tower.kinds[index]
+            on = self.s.profile.loop_graph and kind.trains and layer >= tower.first_trained
+            form = kind.program.pinned if on else {}
+            sums.append(sums[-1] + evaluate(form, self.atoms(tower, kind, tokens, stream)) if form else sums[-1])
+        return sums
 
     def kept_upto(self, tower: Tower, layers: list[int], tokens: Int, stream: Int) -> list[Int]:
         """Running sums of ``layer_kept``: item i is what the layers before position i hold."""
@@ -419,8 +435,11 @@ class StageModel:
         whole = self._whole()
         if "parameters" in c.offload and self.sharded:
             weights = 0
+        renewed = s.profile.kbit_embedding and s.style.dequantize
+        replaced = self.embedding_weights() * s.width if renewed else 0
         base = {
-            "weights": weights,
+            "weights": weights + replaced,
+            "left": replaced,
             "reference": self._shard(whole, 0, self.sharded) * s.width if s.reference else 0,
             "master": master,
             "states": states,
@@ -445,6 +464,7 @@ class StageModel:
             tower_kept = tower_kept + evaluate(end.kept, self.tail_atoms())
         sums = self.kept_upto(s.decoder, self.indices, tokens, stream)
         whole_kept = sums[-1]
+        pinned = self.pinned_upto(tokens, stream)
         flights, per = self.stage.in_flight, self.stage.per
         earlier = cdiv(whole_kept * maximum(flights - per, 0), per) + tower_kept * maximum(cdiv(flights, per), 1)
         casts = self._casts()
@@ -455,15 +475,15 @@ class StageModel:
         resident_forward = all_grads if always else 0
         if self.stage.last:
             kept = earlier + whole_kept
-            held_logits, moments = self._tail_moments(base, kept, casts, forward_gather, resident_forward)
+            held_logits, moments = self._tail_moments(base, kept, casts, forward_gather, resident_forward, pinned[-1])
             out += moments
         head_grads = self._head_grads(shard_grads, grad_width)
         out += self._block_moments(
-            base, sums, earlier, casts, backward_gather, all_grads, head_grads, held_logits, always, trained
+            base, sums, pinned, earlier, casts, backward_gather, all_grads, head_grads, held_logits, always, trained
         )
         out += self._tower_moments(base, all_grads, held_logits)
-        if self.stage.first and s.embedding.trained:
-            n = local(s.embedding.trained, d, 1 << 30)
+        if self.stage.first and (s.embedding.trained or renewed):
+            n = self.embedding_weights() if renewed else local(s.embedding.trained, d, 1 << 30)
             fresh = n * (sch.fresh or s.width)
             # a tied matrix gets two gradients, the head's (a transposed view, never added into) and the embedding's
             twice = 2 * fresh if s.arch.tied and self.stage.last else 0
@@ -474,6 +494,7 @@ class StageModel:
                     {
                         **base,
                         "grads": all_grads,
+                        "kept": pinned[-1],
                         "fresh": (fresh if (always or shard_grads) else 0) + twice,
                         "block": tokens * s.arch.hidden_size * (s.width + 4),
                         "gathered": backward_gather,
@@ -490,6 +511,7 @@ class StageModel:
                     {
                         **base,
                         "grads": all_grads,
+                        "kept": pinned[-1],
                         "step": self.step_temporaries(dense, expert) if "optimizer" not in c.offload else 0,
                         "logits": held_logits,
                     },
@@ -540,23 +562,37 @@ class StageModel:
             "t": stream,
             "T": tokens,
             "V": logits,
-            "Vs": cdiv(logits, max(self.s.loss.slice, 1)),
+            "Vs": self._part_of_logits(logits, vocab),
             "w.head": head,
+            "w.head.max": head,
         }
 
+    def _part_of_logits(self, logits: Int, vocab: Int) -> Int:
+        loss = self.s.loss
+        if loss.chunk:
+            return self.d.micro_batch * minimum(self.d.seq_len, loss.chunk) * vocab
+        return cdiv(logits, max(loss.slice, 1))
+
     def _tail_moments(
-        self, base: dict[str, Int], kept: Int, casts: Int, gathered: Int, grads: Int
+        self, base: dict[str, Int], kept: Int, casts: Int, gathered: Int, grads: Int, pinned: Int
     ) -> tuple[Int, list[Moment]]:
         s = self.s
         atoms = self.tail_atoms()
-        held: Int = atoms["V"] * s.width if s.profile.hold_logits and not (s.loss.fused or s.loss.slice) else 0
+        held: Int = atoms["V"] * s.logits_width if s.profile.hold_logits and s.loss.held else 0
         forward, _ = best(s.tail_forward, atoms)
         backward, fresh = best(s.tail_backward, atoms)
         fresh = fresh if s.scheme.fresh or not s.scheme.fused_accumulation else 0
         # the input of the tail is the last block's output, counted once
         common = {**base, "kept": kept, "gathered": gathered}
+        made = highest(s.head_made, atoms) + held if s.profile.loop_logits else 0
+        # what the caller holds are the logits that the loss works on, or those of the step before
         return held, [
-            Moment("loss", "loss", {**common, "grads": grads, "logits": forward + held, "casts": casts}),
+            Moment(
+                "loss",
+                "loss",
+                # the graph of the step before goes when the loop has a new loss
+                {**common, "kept": kept + pinned, "grads": grads, "logits": maximum(forward, made), "casts": casts},
+            ),
             Moment(
                 "backward",
                 "gradient of the logits",
@@ -574,6 +610,7 @@ class StageModel:
         self,
         base: dict[str, Int],
         sums: list[Int],
+        pinned: list[Int],
         earlier: Int,
         casts: Int,
         gathered: Int,
@@ -629,7 +666,7 @@ class StageModel:
                             **base,
                             "grads": grads,
                             "fresh": fresh_now + waiting,
-                            "kept": earlier + sums[position],
+                            "kept": earlier + sums[position] + pinned[-1] - pinned[position + 1],
                             "block": working - fresh,
                             "gathered": gathered,
                             "buckets": self.buckets(trained, block_elements) + ring,

@@ -78,6 +78,8 @@ class Op:
         alias_grad: the gradient of the output is the gradient of each input (residual add, view).
         forward_temp, backward_temp: bytes that live only inside the operation.
         weight_grad: gradient elements of parameters that its backward makes, by atom.
+        swap: what its backward kept turns into the gradient (in place, or chunk by chunk).
+        pinned: values that an attribute of its autograd node names: alive as long as the graph, checkpointed or not.
     """
 
     name: str
@@ -91,6 +93,8 @@ class Op:
     forward_temp: Form = field(default_factory=dict)
     backward_temp: Form = field(default_factory=dict)
     weight_grad: Form = field(default_factory=dict)
+    swap: bool = False
+    pinned: tuple[Value, ...] = ()
 
 
 class Step(NamedTuple):
@@ -117,6 +121,7 @@ class Program:
         recompute: candidate peaks of recomputation and backward of a checkpointed block, its ``checkpoint`` included.
         forward: candidate peaks of the forward pass.
         inference: candidate peaks of a forward pass that keeps nothing.
+        pinned: bytes that live as long as the graph, whatever is recomputed and after their backward.
         scripts: name of the pass -> its lines, for timelines: ``forward``, ``backward``; with a checkpoint
             ``first`` (the forward that keeps only the checkpoint), ``again`` (recomputation and backward).
         stream, output: keys of the block's input and output in the scripts.
@@ -129,6 +134,7 @@ class Program:
     backward: tuple[Form, ...]
     recompute: tuple[Form, ...]
     inference: tuple[Form, ...]
+    pinned: Form = field(hash=False, compare=False)
     scripts: Mapping[str, tuple[Step, ...]] = field(hash=False, compare=False)
     stream: int
     output: int
@@ -168,6 +174,8 @@ class Tape:
         forward_temp: Mapping[str, int] | None = None,
         backward_temp: Mapping[str, int] | None = None,
         weight_grad: Mapping[str, int] | None = None,
+        swap: bool = False,
+        pinned: Sequence[Value] = (),
     ) -> Value:
         """Record an operation and give its output.
 
@@ -177,6 +185,8 @@ class Tape:
             view: the output shares the first input's memory.
             grad: whether the output requires a gradient; default: any input does.
             extra_saved: further tensors made and kept by the operation (statistics, masks), atom -> bytes per element.
+            swap: what is kept makes room for the gradient of the inputs.
+            pinned: what an attribute of the autograd node keeps as long as the graph exists.
         """
         requires = any(v.grad for v in inputs) if grad is None else grad
         out = Value(atom, width, requires, storage=inputs[0] if view else None)
@@ -197,6 +207,8 @@ class Tape:
             dict(forward_temp or {}),
             dict(backward_temp or {}),
             dict(weight_grad or {}),
+            swap,
+            tuple(pinned) if requires else (),
         )
         out.producer = op
         self.ops.append(op)
@@ -273,6 +285,7 @@ class Tape:
                 ]
             ),
             inference=_peaks(self._forward(nothing, output, inputs), _bytes_of(inputs.values())),
+            pinned=_bytes_of({id(v.root): v.root for op in self.ops for v in op.pinned}.values()),
             scripts={
                 "forward": tuple(forward),
                 "backward": tuple(backward),
@@ -379,8 +392,17 @@ class Tape:
             if not owners[key]:
                 lines.append(Step(-1, key, value.atom, value.width))
 
+        def release(values: list[Value]) -> None:
+            for value in values:
+                uses[id(value)] -= 1
+                if not uses[id(value)] and id(value) not in present:
+                    gone.add(id(value))
+                    lines.append(Step(-1, id(value), value.atom, value.width))
+
         new_grad(output)
         for op, values in zip(reversed(self.ops if ops is None else ops), reversed(saved), strict=True):
+            if op.swap:
+                release(values)
             if op.output.grad and id(op.output) in grad_of:
                 twice = []
                 key = grad_of[id(op.output)]
@@ -406,11 +428,8 @@ class Tape:
                 lines += _temporary(op.backward_temp, op)
                 lines += [Step(-1, -2 - id(value), value.atom, value.width) for value in twice]
                 drop(op.output)
-            for value in values:
-                uses[id(value)] -= 1
-                if not uses[id(value)] and id(value) not in present:
-                    gone.add(id(value))
-                    lines.append(Step(-1, id(value), value.atom, value.width))
+            if not op.swap:
+                release(values)
         lines += [Step(-1, id(v), v.atom, v.width) for v in present.values() if id(v) not in gone]
         # the gradient of the block's input is the next block's business
         return lines

@@ -293,8 +293,8 @@ class Player:
         if self.stage.last:
             atoms = self.m.tail_atoms()
             self.play(s.tail.scripts["forward"], atoms, run.tail, -1)
-            if s.profile.hold_logits and not (s.loss.fused or s.loss.slice):
-                size = int(atoms["V"]) * s.width
+            if s.profile.hold_logits and s.loss.held:
+                size = int(atoms["V"]) * s.logits_width
                 if self.held:
                     self.free(*self.held)
                 self.held = (self.alloc(size, "logits", "logits held by the caller"), size)
