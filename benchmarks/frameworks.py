@@ -86,13 +86,12 @@ def traced(module: Any, setting: Setting) -> dict[str, Any]:
 
 
 def layer_of(p: Prediction, inside: dict[str, list[Any]]) -> tuple[int, int]:
-    """Bytes that a middle layer keeps: (formula, trace)."""
-    numbers = sorted(inside, key=int)
-    middle = numbers[len(numbers) // 2] if numbers else ""
+    """Bytes that a layer keeps, the mean of all: (formula, trace)."""
+    layers = len(inside) or 1
     tower = p.setup.decoder
-    ours = int(p.model.layer_kept(tower, int(middle or 0), p.model.d.tokens, p.model.d.stream_tokens))
-    kept = [row for row in inside.get(middle, ()) if not (row[1] == "aten::_to_copy" and weight_like(p, row[3]))]
-    return ours, sum(row[0] for row in kept)
+    ours = int(p.model.layer_kept(tower, layers // 2, p.model.d.tokens, p.model.d.stream_tokens))
+    rows = [row for layer in inside.values() for row in layer]  # modules that layers share are booked on the first one
+    return ours, sum(row[0] for row in rows if not (row[1] == "aten::_to_copy" and weight_like(p, row[3]))) // layers
 
 
 def weight_like(p: Prediction, shape: list[int]) -> bool:

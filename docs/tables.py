@@ -214,6 +214,7 @@ _ROWS = {
     "mlp": "MLP kernel",
     "rope": "rotary embedding",
     "sharding": "ZeRO/FSDP mechanism",
+    "sharding_adapters": "ZeRO/FSDP mechanism with adapters",
     "optimizer_impl": "optimizer temporaries",
     "vocab_parallel": "head and logits are split over tp",
     "gather_inputs": "sequence parallelism keeps gathered inputs",
@@ -252,14 +253,19 @@ def profile_list() -> str:
         rows += [
             (f"precision `{key}`, sharded", f"[`{value}`](#scheme-{value})") for key, value in prof.sharded.items()
         ]
-        for said, losses_of in (("", prof.loss), (" with tp", prof.loss_tp), (" with adapters", prof.loss_adapters)):
+        for said, losses_of in (
+            ("", prof.loss),
+            (" with tp", prof.loss_tp),
+            (" with adapters", prof.loss_adapters),
+            (" compiled", prof.loss_compiled),
+        ):
             rows += [(f"loss `{key}`{said}", f"[`{value}`](#loss-{value})") for key, value in losses_of.items()]
         parts += [table(("what", "how"), rows), ""]
     return "\n".join(parts)
 
 
 def _plain(prof: profiles.Profile) -> dict[str, Any]:
-    left_out = {"name", "source", "schemes", "sharded", "loss", "loss_tp", "loss_adapters", "defaults"}
+    left_out = {"name", "source", "schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults"}
     if prof.modules == "transformers":  # rows of own modules say nothing here
         left_out |= {"norm_code", "rope_cat", "pad_qkv", "dropouts"}
     fields = {f: getattr(prof, f) for f in prof.__slots__ if f not in left_out}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -73,3 +76,14 @@ class Traced(NamedTuple):
 
 class Missing(Exception):  # noqa: N818 - an answer, not an error
     """The framework cannot be imported here; the message says what is missing."""
+
+
+def stand_in(module: str, *names: str) -> None:
+    """An empty module under a name that newer releases of torch have moved, so that older libraries import."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        made = types.ModuleType(module)
+        for name in names:
+            setattr(made, name, None)
+        sys.modules[module] = made

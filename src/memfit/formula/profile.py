@@ -54,8 +54,8 @@ class Sharding:
 class Loss:
     """Copies of the logits that a loss makes: (their dtype, fp32) at its forward, kept, and at its backward.
 
-    ``slice`` parts of the tokens or ``chunk`` tokens are worked on at a time; ``part`` is what one part makes besides
-    in the backward; ``swap``: what is kept turns into the gradient.
+    ``slice`` parts of the tokens or ``chunk`` tokens are worked on at a time; ``part_*`` is what one part makes
+    besides; ``list``: the head makes them one by one; ``swap``: what is kept turns into the gradient.
     """
 
     source: str
@@ -64,7 +64,9 @@ class Loss:
     backward: tuple[int, int] = (0, 0)
     slice: int = 0
     chunk: int = 0
-    part: tuple[int, int] = (0, 0)
+    part_forward: tuple[int, int] = (0, 0)
+    part_backward: tuple[int, int] = (0, 0)
+    list: bool = False
     swap: bool = False
     recompute: bool = False
     fused: bool = False
@@ -88,6 +90,7 @@ class Profile:
     mlp: str = "eager"
     rope: str = "composite"
     sharding: str = "none"
+    sharding_adapters: str = ""
     optimizer_impl: str = "foreach"
     vocab_parallel: bool = False
     gather_inputs: bool = False
@@ -117,6 +120,7 @@ class Profile:
     loss: Mapping[str, str] = field(hash=False)
     loss_tp: Mapping[str, str] = field(hash=False)
     loss_adapters: Mapping[str, str] = field(hash=False)
+    loss_compiled: Mapping[str, str] = field(hash=False)
     defaults: Mapping[str, Any] = field(hash=False)
 
 
@@ -177,7 +181,7 @@ def _raw(name: str) -> dict[str, Any]:
         return row
     base = _raw(parent)
     merged = {**base, **row}
-    for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "defaults"):
+    for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults"):
         merged[key] = {**base.get(key, {}), **row.get(key, {})}
     return merged
 
@@ -208,7 +212,10 @@ def profile(name: str) -> Profile:
     if name not in _profiles()["profile"]:
         raise UnknownNameError("training framework", name, names())
     row = _raw(name)
-    parts = {key: row.get(key, {}) for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "defaults")}
+    parts = {
+        key: row.get(key, {})
+        for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults")
+    }
     return Profile(name=name, **{k: v for k, v in row.items() if k not in parts}, **parts)
 
 

@@ -299,6 +299,8 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     losses = {**prof.loss, **(prof.loss_tp if c.tensor_parallel else {})}
     if c.training.rank:
         losses |= prof.loss_adapters
+    if c.compile:
+        losses |= prof.loss_compiled
     code = decoder.kinds[-1].block.code
     row = losses.get(c.loss, "float")
     loss = profiles.loss("native" if code.native_loss and row == "float" else row)
@@ -309,6 +311,7 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     low = 2 if c.precision in LOW else 4
     plain = replace(style, compiled=False, lora=(), width=low)  # logits come in the compute dtype whatever the stream
     encoder = any(s.name == "encoder" for s in arch.towers)
+    mechanism = (prof.sharding_adapters if c.training.rank else "") or prof.sharding
     ends = partial(
         tail,
         plain,
@@ -330,7 +333,7 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         choices=c,
         profile=prof,
         scheme=scheme,
-        sharding=profiles.sharding(prof.sharding if c.zero else "none"),
+        sharding=profiles.sharding(mechanism if c.zero else "none"),
         loss=loss,
         optimizer=optimizer,
         rest=profiles.optimizer(optimizer.rest) if optimizer.rest else optimizer,

@@ -74,7 +74,8 @@ def tail(
         grad=True,
         matmul=True,
         forward_temp=unpacked,
-        backward_temp=unpacked,
+        # each product of a list gives a gradient of the whole weight, which is added out of place to the others'
+        backward_temp={"w.head.max": 2 * fresh["w.head"]} if fresh and loss and loss.list else unpacked,
         weight_grad=fresh,
     )
     if softcap:
@@ -94,7 +95,6 @@ def tail(
     kept_low, kept_full = loss.kept
     forward = max(0, copies(loss.forward) - w - 4 * kept_full)
     backward = max(0, copies(loss.backward) - w - (0 if loss.swap else 4 * kept_full + (w if kept_low else 0)))
-    part: Form = {"Vs": copies(loss.part)} if any(loss.part) else {}
     out = tape.op(
         "loss",
         [logits],
@@ -102,8 +102,8 @@ def tail(
         4,
         saved=[logits] if kept_low else [],
         extra_saved={"V": 4 * kept_full} if kept_full else {},
-        forward_temp={"V": forward} if forward else {},
-        backward_temp={**({"V": backward} if backward else {}), **part},
+        forward_temp={a: n for a, n in (("V", forward), ("Vs", copies(loss.part_forward))) if n},
+        backward_temp={a: n for a, n in (("V", backward), ("Vs", copies(loss.part_backward))) if n},
         swap=loss.swap,
     )
     return tape.compile(out)
