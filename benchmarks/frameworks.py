@@ -11,6 +11,7 @@ Usage:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 import time
@@ -50,19 +51,21 @@ def traced(module: Any, setting: Setting) -> dict[str, Any]:
     Raises:
         Missing: the framework is not installed.
     """
+    from memfit.trace import sharded
     from memfit.trace.engine import run
     from memfit.trace.hidden import Gpu
     from memfit.trace.result import group, rounded
 
     made = module.program(setting)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
+        stack.callback(sharded.close)
         t = run(made.build, made.step, engine="fake-cuda", steps=2, gpu=Gpu(), before=made.before)
     index, peak = t.peak()
     event = t.events[index]
     inside: dict[str, list[Any]] = {}
     outside: list[Any] = []
-    for block in t.held():
+    for block in (b for b in t.held() if b.component not in ("parameters", "communication")):
         row = (rounded(block.bytes), block.op, block.dtype.removeprefix("torch."), list(block.shape), block.module)
         path = block.module.replace("_checkpoint_wrapped_module.", "").replace("._checkpoint_wrapped_module", "")
         rest = path.partition(f"{made.layers}.")[2]

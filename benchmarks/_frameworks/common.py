@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import sys
 import types
@@ -78,11 +78,15 @@ class Missing(Exception):  # noqa: N818 - an answer, not an error
     """The framework cannot be imported here; the message says what is missing."""
 
 
-def stand_in(module: str, *names: str) -> None:
-    """An empty module under a name that newer releases of torch have moved, so that older libraries import."""
-    try:
-        importlib.import_module(module)
-    except ImportError:
+def stand_in(module: str, *names: str, unless: str = "") -> None:
+    """An empty module where an older library looks for one that cannot be had here.
+
+    Args:
+        module: what is looked for.
+        names: what is imported from it.
+        unless: nothing is done when this module exists; without it, when ``module`` does.
+    """
+    if importlib.util.find_spec(unless or module) is None:
         made = types.ModuleType(module)
         for name in names:
             setattr(made, name, None)

@@ -332,6 +332,22 @@ class StageModel:
                 live = maximum(live, all_weights * num // den)
         return where(self.ways > 1, live, 0)
 
+    def gathered_at_loss(self, all_weights: Int) -> Int:
+        """Bytes of gathered copies while the loss runs: the blocks are freed, the unit of the head is not."""
+        sh = self.s.sharding
+        if not self.sharded or sh.max_live or not self.c.reshard:
+            return self.gathered(all_weights, backward=False)
+        outer = self.outer_weights() if sh.root else self.head_weights()
+        return where(self.ways > 1, outer * (self.s.scheme.gathered or self.s.width), 0)
+
+    def whole_head_grads(self) -> Int:
+        """Bytes of the head's gradient where it waits, whole, for the embedding's: they are one unit."""
+        if not self.sharded or not self.s.sharding.root or not self.stage.last:
+            return 0
+        tied = self.s.embedding.trained if self.s.arch.tied else ()
+        n = local((*self.s.head.trained, *tied), self.d, 1 << 30)
+        return where(self.ways > 1, n * (self.s.scheme.fresh or self.s.width), 0)
+
     def buckets(self, trained: Int, block: Int) -> Int:
         """Bytes of gradient buckets and reduction inputs while a block of ``block`` trained elements runs backward."""
         sh, sch = self.s.sharding, self.s.scheme
@@ -471,7 +487,8 @@ class StageModel:
         always = sch.always or c.keep_grads
         held_logits: Int = 0
         out: list[Moment] = []
-        forward_gather, backward_gather = self.gathered(whole, backward=False), self.gathered(whole, backward=True)
+        forward_gather, backward_gather = self.gathered_at_loss(whole), self.gathered(whole, backward=True)
+        head_whole = self.whole_head_grads()
         resident_forward = all_grads if always else 0
         if self.stage.last:
             kept = earlier + whole_kept
@@ -486,7 +503,7 @@ class StageModel:
             n = self.embedding_weights() if renewed else local(s.embedding.trained, d, 1 << 30)
             fresh = n * (sch.fresh or s.width)
             # a tied matrix gets two gradients, the head's (a transposed view, never added into) and the embedding's
-            twice = 2 * fresh if s.arch.tied and self.stage.last else 0
+            twice = 2 * fresh if s.arch.tied and self.stage.last else head_whole
             out.append(
                 Moment(
                     "backward",
@@ -497,8 +514,8 @@ class StageModel:
                         "kept": pinned[-1],
                         "fresh": (fresh if (always or shard_grads) else 0) + twice,
                         "block": tokens * s.arch.hidden_size * (s.width + 4),
-                        "gathered": backward_gather,
-                        "buckets": self.buckets(trained, n),
+                        "gathered": backward_gather if s.sharding.max_live else 0,  # freed before the reduction
+                        "buckets": self.buckets(trained, n + head_whole // (sch.fresh or s.width)),
                         "logits": held_logits,
                     },
                 )
@@ -638,7 +655,7 @@ class StageModel:
         after = self._grads_after(per_kind)
         number = max(len(self.indices), 1)
         # with gradient buffers in place a tied head's gradient waits for the embedding's
-        waiting: Int = 0
+        waiting: Int = self.whole_head_grads()
         if always and s.arch.tied and self.stage.first and self.stage.last:
             waiting = local(s.embedding.trained, d, 1 << 30) * (sch.fresh or s.width)
         for (index, checkpointed), places in positions.items():
@@ -654,7 +671,10 @@ class StageModel:
                 fresh_now = fresh
             # context parallelism passes keys and values around a ring: the blocks being used and being received
             ring = where(d.cp > 1, (atoms.get("k", 0) + atoms.get("v", 0)) * 2 * s.width, 0)
-            for position in dict.fromkeys((places[-1], places[0])):
+            last = len(self.indices) - 1
+            for position in dict.fromkeys((places[-1], max(places[-1] - 1, places[0]), places[0])):
+                # what the unit before has not reduced yet: of the last block that is the head
+                pending = block_elements if position != last else 0 if s.sharding.root else self.head_weights()
                 grads = all_grads if always else minimum(head_grads + after[position + 1], all_grads)
                 if c.in_backward:
                     grads = 0
@@ -669,7 +689,7 @@ class StageModel:
                             "kept": earlier + sums[position] + pinned[-1] - pinned[position + 1],
                             "block": working - fresh,
                             "gathered": gathered,
-                            "buckets": self.buckets(trained, block_elements) + ring,
+                            "buckets": self.buckets(trained, pending) + ring,
                             "casts": casts // number if checkpointed else cdiv(casts * (position + 1), number),
                             "logits": held_logits,
                         },

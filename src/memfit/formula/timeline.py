@@ -266,7 +266,7 @@ class Player:
             self.root = self._gather_outer(int(self.m.outer_weights()))
         stream_size = self.stream_size
         x = (self.alloc(stream_size, "activations", "embedding"), stream_size)
-        for position, layer in enumerate(order):
+        for layer in order:
             self._gather(layer, gathered)
             kind = tower.kinds[tower.stack.layout[layer]]
             atoms = self._atoms(tower, kind)
@@ -275,7 +275,7 @@ class Player:
             mine: dict[int, tuple[int, int]] = {}
             if self._idle(layer):
                 x = self._pass(program.scripts["first"], atoms, x, program.output, layer)
-                if position + 1 < len(order) and self.c.reshard:
+                if self.c.reshard:
                     self._reshard(layer, gathered)
                 continue
             run.live[layer] = mine
@@ -286,7 +286,7 @@ class Player:
                 self.free(*x)
             out = mine.pop(program.output, None)
             x = out if out is not None else (self.alloc(stream_size, "activations", "output"), stream_size)
-            if position + 1 < len(order) and self.c.reshard:
+            if self.c.reshard:
                 self._reshard(layer, gathered)
         run.x = x
         self.phase = "loss"
