@@ -11,6 +11,7 @@ from _frameworks.common import Missing, Setting, Traced, stand_in
 
 LORA = {"rank": 8, "targets": ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
 """The adapters of the llama3_1/8B_*lora*.yaml recipes."""
+SHARED = True  # layers share their rotary embedding and their activation
 SMALL = 1024
 NONE = {"checkpointing": "none"}
 
