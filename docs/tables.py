@@ -214,11 +214,22 @@ _ROWS = {
     "mlp": "MLP kernel",
     "rope": "rotary embedding",
     "sharding": "ZeRO/FSDP mechanism",
+    "sharding_adapters": "ZeRO/FSDP mechanism with adapters",
     "optimizer_impl": "optimizer temporaries",
     "vocab_parallel": "head and logits are split over tp",
     "gather_inputs": "sequence parallelism keeps gathered inputs",
     "grouped_experts": "experts run as one grouped product",
+    "norm_code": "RMSNorm multiplies its weight in",
+    "rope_cat": "rotated heads are joined from parts",
+    "pad_qkv": "adapters on a part of a fused projection are padded to its width",
+    "dropouts": "the model's own dropouts are run",
     "hold_logits": "the caller keeps the logits through the backward pass",
+    "loop_logits": "... and through the next forward pass",
+    "loop_graph": "the loop keeps the autograd graph until the next loss",
+    "float_output": "the module's output is handed out as an fp32 copy",
+    "kbit_inputs": "products with quantised weights keep their input",
+    "kbit_bytes": "bytes of an element of a quantised weight while it is unpacked",
+    "kbit_embedding": "with quantised weights the embedding is replaced and its gradient never freed",
     "adapter_fp32": "adapters are fp32 and cast their input",
     "adapter_dropout": "dropout of adapters",
     "kbit_fp32": "weights that are not quantised are raised to fp32",
@@ -242,13 +253,21 @@ def profile_list() -> str:
         rows += [
             (f"precision `{key}`, sharded", f"[`{value}`](#scheme-{value})") for key, value in prof.sharded.items()
         ]
-        rows += [(f"loss `{key}`", f"[`{value}`](#loss-{value})") for key, value in prof.loss.items()]
+        for said, losses_of in (
+            ("", prof.loss),
+            (" with tp", prof.loss_tp),
+            (" with adapters", prof.loss_adapters),
+            (" compiled", prof.loss_compiled),
+        ):
+            rows += [(f"loss `{key}`{said}", f"[`{value}`](#loss-{value})") for key, value in losses_of.items()]
         parts += [table(("what", "how"), rows), ""]
     return "\n".join(parts)
 
 
 def _plain(prof: profiles.Profile) -> dict[str, Any]:
-    left_out = {"name", "source", "schemes", "sharded", "loss", "defaults"}
+    left_out = {"name", "source", "schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults"}
+    if prof.modules == "transformers":  # rows of own modules say nothing here
+        left_out |= {"norm_code", "rope_cat", "pad_qkv", "dropouts"}
     fields = {f: getattr(prof, f) for f in prof.__slots__ if f not in left_out}
     return {k: v for k, v in fields.items() if v not in (False, 0, 0.0, "")}
 

@@ -78,12 +78,13 @@ def test_every_row_names_its_source_and_what_it_refers_to(name):
     assert row.source
     for scheme in {**row.schemes, **row.sharded}.values():
         assert profiles.scheme(scheme).source
-    for loss in {**row.loss, **row.loss_tp}.values():
+    for loss in (*row.loss.values(), *row.loss_tp.values(), *row.loss_adapters.values(), *row.loss_compiled.values()):
         assert profiles.loss(loss).source
     assert set(row.loss) == set(BY_NAME["loss"].choices)
     assert set(row.schemes) <= set(PRECISIONS)
-    assert set(row.defaults) <= set(BY_NAME)
+    assert {k.replace("lora.", "lora_") for k in row.defaults} <= set(BY_NAME)
     assert profiles.sharding(row.sharding).source
+    assert profiles.sharding(row.sharding_adapters or row.sharding).source
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -148,10 +148,12 @@ class Recorder:
         rank = self.lora.get(role if part in ("attention", "mlp", "head") else f"{part}.{role}")
         trained = style.trained or rank == 0
         weight = weight_atom(role, part, column=column)
-        saved = [low] if trained and keep else []
+        unpacks = style.dequantize and not trained
+        pinned = [low] if unpacks and style.kbit_inputs else []
+        saved = [low] if trained and keep else pinned
         if trained and column and style.sequence_parallel and not style.gather_inputs and x is not source:
             saved = [source]
-        temp: Form = {f"{weight}.max": style.width} if style.dequantize and not trained else {}
+        temp: Form = {f"{weight}.max": style.kbit_bytes or style.width} if unpacks else {}
         grads = {weight: style.weight_grads} if trained else {}
         copy = [] if plain or not trained else self.weight_copy(weight)
         y = tape.op(
@@ -167,6 +169,7 @@ class Recorder:
             after_temp={f"R.{out}": 1} if bias and trained else {},
             weight_grad={} if copy else grads,
             packs=low.grad,
+            pinned=pinned,
         )
         if rank:
             y = self._adapter(x, y, role, rank)
@@ -195,7 +198,9 @@ class Recorder:
             h = tape.op("lora.cast", [h], h.atom, style.lora_width, cheap=True)
         a = tape.op("lora_A", [h], "T", rank * style.lora_width, saved=[h], grad=True, matmul=True)
         b = tape.op("lora_B", [a], y.atom, style.lora_width, saved=[a], matmul=True, packs=True)
-        scaled = tape.op("lora.scale", [b], y.atom, style.lora_width, cheap=True)
+        # index_copy into zeros of the whole width keeps what it copies
+        parts: Form = dict.fromkeys(style.padded, style.lora_width) if role == "qkv_proj" else {}
+        scaled = tape.op("lora.scale", [b], y.atom, style.lora_width, extra_saved=parts, cheap=True)
         if style.dora:
             scaled = tape.op(
                 "dora",
@@ -362,7 +367,7 @@ class Recorder:
             q = tape.op("q", [qkv], "q", w, view=True)
             k = tape.op("k", [qkv], "k", w, view=True)
             v = tape.op("v", [qkv], "v", w, view=True)
-            if code.expand_kv:
+            if code.expand_kv and att.num_heads != att.num_kv_heads:
                 k = tape.op("expand_k", [k], "q", w)
                 v = tape.op("expand_v", [v], "o", w)
         else:
@@ -374,7 +379,7 @@ class Recorder:
             q, k = self.norm(q, "rms", rows, code), self.norm(k, "rms", rows, code)
             q, k = self.cast(q), self.cast(k)
         q, k = self.rope(q, att), self.rope(k, att)
-        if code.expand_kv and k.atom == "k":
+        if code.expand_kv and k.atom == "k" and att.num_heads != att.num_kv_heads:
             k = tape.op("expand_k", [k], "q", w, cheap=True)
             v = tape.op("expand_v", [v], "o", w, cheap=True)
         joined = bool(att.rotary_dim) and (code.rope_cat or att.rotary_dim < att.head_dim) and not code.token_major

@@ -52,14 +52,29 @@ class Sharding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """Copies of the logits that a loss makes: (compute dtype, fp32) at its forward, kept, and at its backward."""
+    """Copies of the logits that a loss makes: (their dtype, fp32) at its forward, kept, and at its backward.
+
+    ``slice`` parts of the tokens or ``chunk`` tokens are worked on at a time; ``part_*`` is what one part makes
+    besides; ``list``: the head makes them one by one; ``swap``: what is kept turns into the gradient.
+    """
 
     source: str
     forward: tuple[int, int] = (0, 0)
     kept: tuple[int, int] = (0, 0)
     backward: tuple[int, int] = (0, 0)
     slice: int = 0
+    chunk: int = 0
+    part_forward: tuple[int, int] = (0, 0)
+    part_backward: tuple[int, int] = (0, 0)
+    list: bool = False
+    swap: bool = False
+    recompute: bool = False
     fused: bool = False
+
+    @property
+    def held(self) -> bool:
+        """The whole logits exist."""
+        return not (self.fused or self.recompute)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +90,24 @@ class Profile:
     mlp: str = "eager"
     rope: str = "composite"
     sharding: str = "none"
+    sharding_adapters: str = ""
     optimizer_impl: str = "foreach"
     vocab_parallel: bool = False
     gather_inputs: bool = False
+    norm_code: str = "low"
+    rope_cat: bool = False
+    pad_qkv: bool = False
+    dropouts: bool = True
     hold_logits: bool = False
+    loop_logits: bool = False
+    loop_graph: bool = False
+    float_output: bool = False
     adapter_fp32: bool = False
     adapter_dropout: float = 0.0
     kbit_fp32: bool = False
-    kbit_activations: bool = False
+    kbit_inputs: bool = False
+    kbit_bytes: int = 0
+    kbit_embedding: bool = False
     quantize_head: bool = False
     reference: bool = False
     balance_cost: bool = False
@@ -94,6 +119,8 @@ class Profile:
     sharded: Mapping[str, str] = field(hash=False)
     loss: Mapping[str, str] = field(hash=False)
     loss_tp: Mapping[str, str] = field(hash=False)
+    loss_adapters: Mapping[str, str] = field(hash=False)
+    loss_compiled: Mapping[str, str] = field(hash=False)
     defaults: Mapping[str, Any] = field(hash=False)
 
 
@@ -154,7 +181,7 @@ def _raw(name: str) -> dict[str, Any]:
         return row
     base = _raw(parent)
     merged = {**base, **row}
-    for key in ("schemes", "sharded", "loss", "loss_tp", "defaults"):
+    for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults"):
         merged[key] = {**base.get(key, {}), **row.get(key, {})}
     return merged
 
@@ -192,7 +219,10 @@ def profile(name: str) -> Profile:
     if name not in _profiles()["profile"]:
         raise UnknownNameError("training framework", name, names())
     row = _raw(name)
-    parts = {key: row.get(key, {}) for key in ("schemes", "sharded", "loss", "loss_tp", "defaults")}
+    parts = {
+        key: row.get(key, {})
+        for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults")
+    }
     return Profile(name=name, **{k: v for k, v in row.items() if k not in parts}, **parts)
 
 

@@ -65,7 +65,8 @@ def defaults_of(framework: str | None, version: str | None = None) -> dict[str, 
     if name not in profiles.names():
         return {}
     table = profiles.profile(profiles.select(name, version)).defaults
-    return {f"strategy.{k}": tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    paths = {f"task.{k}" if k.startswith("lora.") else f"strategy.{k}": v for k, v in table.items()}
+    return {path: tuple(v) if isinstance(v, list) else v for path, v in paths.items()}
 
 
 _FACTS = {"moe_imbalance": (1, 100), "images": (0, 1 << 16)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from memfit.formula import profile as profiles
@@ -126,6 +126,7 @@ class Setup:
     final_norm: Held
     head: Held
     tail: Program
+    head_made: tuple[Form, ...]
     tail_forward: Split
     tail_backward: Split
     entry: Program
@@ -140,6 +141,11 @@ class Setup:
         """Bytes of the compute dtype."""
         return self.style.width
 
+    @property
+    def logits_width(self) -> int:
+        """Bytes of an element of the logits that the caller gets."""
+        return 4 if self.profile.float_output else self.width
+
 
 def _scheme(prof: Profile, c: Choices) -> Scheme:
     table = {**prof.schemes, **prof.sharded} if c.zero >= 3 else dict(prof.schemes)
@@ -151,8 +157,6 @@ def _scheme(prof: Profile, c: Choices) -> Scheme:
 def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
     low = c.precision in LOW
     adapters = c.training.rank > 0
-    if adapters and low and prof.kbit_activations and c.weights not in ("fp32", "bf16", "fp16"):
-        low = False
     width = 2 if low else 4
     autocast = scheme.autocast and not adapters
     targets = c.training.targets
@@ -178,8 +182,11 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
         lora_width=4 if prof.adapter_fp32 and low and not scheme.autocast else width,
         lora_cast=prof.adapter_fp32 and low,
         lora_dropout=c.adapter_dropout or prof.adapter_dropout > 0,
+        pad_qkv=prof.pad_qkv,
         dora=c.training.dora,
         dequantize=adapters and c.weights not in ("fp32", "bf16", "fp16"),
+        kbit_inputs=prof.kbit_inputs,
+        kbit_bytes=prof.kbit_bytes,
         weight_grads=fresh,
     )
 
@@ -201,15 +208,18 @@ def _block_style(style: Style, block: Block, how: Training) -> Style:
             elif how.also and not how.full and how.trains(t):
                 roles[role] = 0
     att = block.attention
+    padded: tuple[str, ...] = ()
     if att and att.fused_qkv:
-        merged = [roles.pop(r) for r in ("q_proj", "k_proj", "v_proj") if r in roles]
+        merged = {r: roles.pop(r) for r in ("q_proj", "k_proj", "v_proj") if r in roles}
         if merged:
-            roles["qkv_proj"] = max(merged)
+            roles["qkv_proj"] = max(merged.values())
+        if len(merged) < 3 and style.pad_qkv:
+            padded = tuple(r[0] for r in merged)
     if isinstance(block.ffn, Mlp) and block.ffn.gated and block.ffn.fused_gate_up:
-        merged = [roles.pop(r) for r in ("gate_proj", "up_proj") if r in roles]
-        if merged:
-            roles["gate_up_proj"] = max(merged)
-    return replace(style, lora=tuple(sorted(roles.items())))
+        both = [roles.pop(r) for r in ("gate_proj", "up_proj") if r in roles]
+        if both:
+            roles["gate_up_proj"] = max(both)
+    return replace(style, lora=tuple(sorted(roles.items())), padded=padded)
 
 
 def _quantise(prof: Profile, frozen: Dtype) -> Any:
@@ -223,17 +233,25 @@ def _quantise(prof: Profile, frozen: Dtype) -> Any:
 
 
 def _own_module(block: Block, prof: Profile) -> Block:
-    """The block as a framework with modules of its own computes it: plain code, its way with q, k and v."""
+    """The block as a framework with modules of its own computes it: plain code, its way with norms, q, k and v."""
     att = block.attention
     code = Code(
+        norm="float" if block.norm == "rms" and prof.norm_code == "float" else "low",
         norm_at=block.code.norm_at,
         position_bias=block.code.position_bias,
         expand_kv=prof.expand_kv,
+        rope_cat=prof.rope_cat,
         expert_adapters="linear",
     )
-    if att is None or att.kind == "mla":
-        return replace(block, code=code)
-    return replace(block, code=code, attention=replace(att, fused_qkv=att.fused_qkv or prof.fused_qkv))
+    ffn = block.ffn
+    if isinstance(ffn, Mlp) and ffn.act.startswith("gelu"):
+        ffn = replace(ffn, act="gelu")  # torch's one kernel, whichever approximation
+    if att is not None and att.kind != "mla":
+        att = replace(att, fused_qkv=att.fused_qkv or prof.fused_qkv)
+    if not prof.dropouts:
+        att = replace(att, dropout=0.0) if att else None
+        ffn = replace(ffn, dropout=0.0) if isinstance(ffn, Mlp) else ffn
+    return replace(block, code=code, ffn=ffn, attention=att, dropout=block.dropout if prof.dropouts else 0.0)
 
 
 def _leaf(prof: Profile, c: Choices) -> bool:
@@ -291,7 +309,11 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     decoder = _tower(arch.decoder, style, c, prof, frozen)
     head = held(arch.head, c.training, quantise=quantise)
     embedding = held(arch.embeddings, c.training, quantise=quantise)
-    losses = {**prof.loss, **prof.loss_tp} if c.tensor_parallel else prof.loss
+    losses = {**prof.loss, **(prof.loss_tp if c.tensor_parallel else {})}
+    if c.training.rank:
+        losses |= prof.loss_adapters
+    if c.compile:
+        losses |= prof.loss_compiled
     code = decoder.kinds[-1].block.code
     row = losses.get(c.loss, "float")
     loss = profiles.loss("native" if code.native_loss and row == "float" else row)
@@ -302,25 +324,29 @@ def setup(arch: Architecture, c: Choices) -> Setup:
     low = 2 if c.precision in LOW else 4
     plain = replace(style, compiled=False, lora=(), width=low)  # logits come in the compute dtype whatever the stream
     encoder = any(s.name == "encoder" for s in arch.towers)
-    end = tail(
+    mechanism = (prof.sharding_adapters if c.training.rank else "") or prof.sharding
+    ends = partial(
+        tail,
         plain,
-        loss,
         norm="none" if code.norm_at == "sum" and not arch.final_norm else final,
         code=code,
         weight=bool(arch.final_norm),
         transform=code.norm_at == "sum" and any(t.linear for t in arch.final_norm),
         dropout=encoder and arch.embed_dropout > 0,
         softcap=arch.logit_softcap,
+        float_output=prof.float_output,
+        quantised=style.dequantize and prof.quantize_head,
         head_trained=head_trained,
         hidden_grad=below,
     )
+    end = ends(loss=loss)
     embedded = "layer" if any(t.part == "norm" for t in arch.embeddings) else "none"
     return Setup(
         arch=arch,
         choices=c,
         profile=prof,
         scheme=scheme,
-        sharding=profiles.sharding(prof.sharding if c.zero else "none"),
+        sharding=profiles.sharding(mechanism if c.zero else "none"),
         loss=loss,
         optimizer=optimizer,
         rest=profiles.optimizer(optimizer.rest) if optimizer.rest else optimizer,
@@ -332,6 +358,7 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         final_norm=held(arch.final_norm, c.training, quantise=quantise),
         head=head,
         tail=end,
+        head_made=ends(loss=None).forward if prof.loop_logits else (),
         tail_forward=split_forms(end.forward),
         tail_backward=split_forms(end.backward),
         entry=entry(

@@ -23,6 +23,7 @@ ENTRIES: dict[str, tuple[Component, str]] = {
     "gathered": ("parameters", "gathered weights"),
     "casts": ("parameters", "autocast weight copies"),
     "grads": ("gradients", "gradients"),
+    "left": ("gradients", "gradients that nothing frees"),
     "fresh": ("gradients", "weight gradients of the running block"),
     "master": ("optimizer", "master weights"),
     "states": ("optimizer", "optimizer states"),
@@ -212,12 +213,26 @@ class StageModel:
         kind = tower.kinds[tower.stack.layout[layer]]
         if layer < tower.first_trained or not kind.trains or "activations" in self.c.offload:
             return 0, 0
-        form = kind.program.checkpoint if self.is_checkpointed(layer) else kind.program.kept
+        checkpointed = self.is_checkpointed(layer)
+        form = kind.program.checkpoint if checkpointed else kind.program.kept
         if layer == 0 and kind.entered is not None:
             form = kind.entered
         atoms = self.atoms(tower, kind, tokens, stream)
         kept, _, copies = split_form(form)
-        return evaluate(kept, atoms), evaluate(copies, atoms)
+        # the hooks of a non-reentrant checkpoint do not see what a node's attributes name
+        pinned = evaluate(kind.program.pinned, atoms) if checkpointed and self.s.profile.loop_graph else 0
+        return evaluate(kept, atoms) + pinned, evaluate(copies, atoms)
+
+    def pinned_upto(self, tokens: Int, stream: Int) -> list[Int]:
+        """Running sums of what the layers' graphs hold after their backward."""
+        tower = self.s.decoder
+        sums: list[Int] = [0]
+        for layer, index in zip(self.indices, self._kinds, strict=True):
+            kind = tower.kinds[index]
+            on = self.s.profile.loop_graph and kind.trains and layer >= tower.first_trained
+            form = kind.program.pinned if on else {}
+            sums.append(sums[-1] + evaluate(form, self.atoms(tower, kind, tokens, stream)) if form else sums[-1])
+        return sums
 
     def kept_upto(self, tower: Tower, layers: list[int], tokens: Int, stream: Int) -> tuple[list[Int], list[Int]]:
         """Running sums of ``layer_kept``: item i is what the layers before position i hold."""
@@ -331,6 +346,22 @@ class StageModel:
                 live = maximum(live, all_weights * num // den)
         return where(self.ways > 1, live, 0)
 
+    def gathered_at_loss(self, all_weights: Int) -> Int:
+        """Bytes of gathered copies while the loss runs: the blocks are freed, the unit of the head is not."""
+        sh = self.s.sharding
+        if not self.sharded or sh.max_live or not self.c.reshard:
+            return self.gathered(all_weights, backward=False)
+        outer = self.outer_weights() if sh.root else self.head_weights()
+        return where(self.ways > 1, outer * (self.s.scheme.gathered or self.s.width), 0)
+
+    def whole_head_grads(self) -> Int:
+        """Bytes of the head's gradient where it waits, whole, for the embedding's: they are one unit."""
+        if not self.sharded or not self.s.sharding.root or not self.stage.last:
+            return 0
+        tied = self.s.embedding.trained if self.s.arch.tied else ()
+        n = local((*self.s.head.trained, *tied), self.d, 1 << 30)
+        return where(self.ways > 1, n * (self.s.scheme.fresh or self.s.width), 0)
+
     def buckets(self, trained: Int, block: Int) -> Int:
         """Bytes of gradient buckets and reduction inputs while a block of ``block`` trained elements runs backward."""
         sh, sch = self.s.sharding, self.s.scheme
@@ -438,8 +469,11 @@ class StageModel:
         whole = self.whole()
         if "parameters" in c.offload and self.sharded:
             weights = 0
+        renewed = s.profile.kbit_embedding and s.style.dequantize
+        replaced = self.embedding_weights() * s.width if renewed else 0
         base: dict[str, Int] = {
-            "weights": weights,
+            "weights": weights + replaced,
+            "left": replaced,
             "reference": self._shard(whole, 0, self.sharded) * s.width if s.reference else 0,
             "master": master,
             "states": states,
@@ -466,33 +500,38 @@ class StageModel:
             tower_kept = tower_kept + evaluate(end.kept, self.tail_atoms())
         sums, copies = self.kept_upto(s.decoder, self.indices, tokens, stream)
         whole_kept = sums[-1]
+        pinned = self.pinned_upto(tokens, stream)
         flights, per = self.stage.in_flight, self.stage.per
         earlier = cdiv(whole_kept * maximum(flights - per, 0), per) + tower_kept * maximum(cdiv(flights, per), 1)
         always = sch.always or c.keep_grads
         held_logits: Int = 0
         out: list[Moment] = []
-        forward_gather, backward_gather = self.gathered(whole, backward=False), self.gathered(whole, backward=True)
+        forward_gather, backward_gather = self.gathered_at_loss(whole), self.gathered(whole, backward=True)
+        head_whole = self.whole_head_grads()
         resident_forward = all_grads if always else 0
         if self.stage.last:
             kept = earlier + whole_kept
-            held_logits, moments = self._tail_moments(base, kept, copies[-1], forward_gather, resident_forward)
+            held_logits, moments = self._tail_moments(
+                base, kept, copies[-1], forward_gather, resident_forward, pinned[-1]
+            )
             out += moments
         head_grads = self._head_grads(shard_grads, grad_width)
         out += self._block_moments(
-            base, sums, copies, earlier, backward_gather, all_grads, head_grads, held_logits, always, trained
+            base, sums, copies, pinned, earlier, backward_gather, all_grads, head_grads, held_logits, always, trained
         )
         out += self._tower_moments(base, all_grads, held_logits)
-        if self.stage.first and s.embedding.trained:
-            n = local(s.embedding.trained, d, 1 << 30)
+        if self.stage.first and (s.embedding.trained or renewed):
+            n = self.embedding_weights() if renewed else local(s.embedding.trained, d, 1 << 30)
             fresh = n * (sch.fresh or s.width)
             tied = s.arch.tied and self.stage.last
             parts = {
                 **base,
                 "grads": all_grads,
-                "fresh": (fresh if (always or shard_grads) else 0) + (fresh if tied else 0),
+                "kept": pinned[-1],
+                "fresh": (fresh if (always or shard_grads) else 0) + (fresh if tied else head_whole),
                 "block": tokens * s.arch.hidden_size * (s.width + 4),
-                "gathered": backward_gather,
-                "buckets": self.buckets(trained, n),
+                "gathered": backward_gather if s.sharding.max_live else 0,  # freed before the reduction
+                "buckets": self.buckets(trained, n + head_whole // (sch.fresh or s.width)),
                 "logits": held_logits,
             }
             out.append(Moment("backward", "gradient of the embedding", parts))
@@ -507,6 +546,7 @@ class StageModel:
                     {
                         **base,
                         "grads": all_grads,
+                        "kept": pinned[-1],
                         "step": self.step_temporaries(dense, expert) if "optimizer" not in c.offload else 0,
                         "logits": held_logits,
                     },
@@ -556,30 +596,40 @@ class StageModel:
             "t": stream,
             "T": tokens,
             "V": logits,
-            "Vs": cdiv(logits, max(self.s.loss.slice, 1)),
+            "Vs": self._part_of_logits(logits, vocab),
             "w.head": head,
             "c.head": head,
+            "w.head.max": head,
         }
 
+    def _part_of_logits(self, logits: Int, vocab: Int) -> Int:
+        loss = self.s.loss
+        if loss.chunk:
+            return self.d.micro_batch * minimum(self.d.seq_len, loss.chunk) * vocab
+        return cdiv(logits, max(loss.slice, 1))
+
     def _tail_moments(
-        self, base: dict[str, Int], kept: Int, copies: Int, gathered: Int, grads: Int
+        self, base: dict[str, Int], kept: Int, copies: Int, gathered: Int, grads: Int, pinned: Int
     ) -> tuple[Int, list[Moment]]:
         s = self.s
         atoms = self.tail_atoms()
-        held: Int = atoms["V"] * s.width if s.profile.hold_logits and not (s.loss.fused or s.loss.slice) else 0
+        held: Int = atoms["V"] * s.logits_width if s.profile.hold_logits and s.loss.held else 0
         forward, _, head_copy = best(s.tail_forward, atoms)
         backward, fresh, kept_copy = best(s.tail_backward, atoms)
         fresh = fresh if s.scheme.fresh or not s.scheme.fused_accumulation else 0
         # the input of the tail is the last block's output, counted once
         common = {**base, "kept": kept, "gathered": gathered}
+        made = highest(s.head_made, atoms) + held if s.profile.loop_logits else 0
+        # what the caller holds are the logits that the loss works on, or those of the step before
         return held, [
             Moment(
                 "loss",
                 "loss",
                 {
                     **common,
+                    "kept": kept + pinned,  # the graph of the step before goes when the loop has a new loss
                     "grads": grads,
-                    "logits": forward - head_copy + held,
+                    "logits": maximum(forward - head_copy, made),
                     "casts": base["casts"] + maximum(copies, self._copies()) + head_copy,
                 },
             ),
@@ -601,6 +651,7 @@ class StageModel:
         base: dict[str, Int],
         sums: list[Int],
         copies: list[Int],
+        pinned: list[Int],
         earlier: Int,
         gathered: Int,
         all_grads: Int,
@@ -626,7 +677,7 @@ class StageModel:
             per_kind.append((td + te, self._shard(td, te, shard_grads) * grad_width))
         after = self._grads_after(per_kind)
         # with gradient buffers in place a tied head's gradient waits for the embedding's
-        waiting: Int = 0
+        waiting: Int = self.whole_head_grads()
         if always and s.arch.tied and self.stage.first and self.stage.last:
             waiting = local(s.embedding.trained, d, 1 << 30) * (sch.fresh or s.width)
         for (index, checkpointed), places in positions.items():
@@ -650,7 +701,10 @@ class StageModel:
             block_elements = per_kind[index][0]
             # context parallelism passes keys and values around a ring: the blocks being used and being received
             ring = where(d.cp > 1, (atoms.get("k", 0) + atoms.get("v", 0)) * 2 * s.width, 0)
-            for position in dict.fromkeys((places[-1], places[0])):
+            last = len(self.indices) - 1
+            for position in dict.fromkeys((places[-1], max(places[-1] - 1, places[0]), places[0])):
+                # what the unit before has not reduced yet: of the last block that is the head
+                pending = block_elements if position != last else 0 if s.sharding.root else self.head_weights()
                 grads = all_grads if always else minimum(head_grads + after[position + 1], all_grads)
                 if c.in_backward:
                     grads = 0
@@ -662,10 +716,10 @@ class StageModel:
                             **base,
                             "grads": grads,
                             "fresh": fresh + waiting,
-                            "kept": earlier + sums[position],
+                            "kept": earlier + sums[position] + pinned[-1] - pinned[position + 1],
                             "block": working - fresh - copied,
                             "gathered": gathered,
-                            "buckets": self.buckets(trained, block_elements) + ring,
+                            "buckets": self.buckets(trained, pending) + ring,
                             "casts": base["casts"] + copies[position] + copied,
                             "logits": held_logits,
                         },

@@ -29,8 +29,12 @@ class Style:
         lora_width: bytes of an adapter's activation.
         lora_cast: the adapter casts its input to its own dtype, a copy for each adapted module.
         lora_dropout: the adapter's dropout makes a copy of its input and a mask.
+        pad_qkv: adapters on a part of a fused projection are padded to its whole width.
+        padded: the parts of this block's fused projection that are.
         dora: adapted projections also hold the magnitude path.
         dequantize: frozen linear weights are expanded to the compute dtype around each product.
+        kbit_inputs: products with such weights keep their input.
+        kbit_bytes: bytes of an element of such a weight while one runs; 0 for one copy in the compute dtype.
         weight_grads: bytes per element of the weight gradients that appear in the backward pass of a block.
     """
 
@@ -51,6 +55,10 @@ class Style:
     lora_width: int = 2
     lora_cast: bool = False
     lora_dropout: bool = False
+    pad_qkv: bool = False
+    padded: tuple[str, ...] = ()
     dora: bool = False
     dequantize: bool = False
+    kbit_inputs: bool = False
+    kbit_bytes: int = 0
     weight_grads: int = 2

@@ -1,7 +1,7 @@
 """The two ends of a stack as layer programs: norm and dropout of the embedding; final norm, output head and loss.
 
 Atoms: x, X, t, T as in ``blocks.py``; V logits on the rank (T * vocabulary, divided by tp when the head is split);
-Vs one slice of them; w.head elements of the head's weight.
+Vs one slice or chunk of them; w.head and w.head.max elements of the head's weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memfit.models.architecture import Code
 @lru_cache(maxsize=1024)
 def tail(
     style: Style,
-    loss: Loss,
+    loss: Loss | None,
     *,
     norm: str,
     code: Code = PLAIN,
@@ -26,6 +26,8 @@ def tail(
     transform: bool = False,
     dropout: bool = False,
     softcap: bool = False,
+    float_output: bool = False,
+    quantised: bool = False,
     head_trained: bool,
     hidden_grad: bool = True,
 ) -> Program:
@@ -33,12 +35,14 @@ def tail(
 
     Args:
         style: the decoder's style; the tail is run eagerly even when the blocks are compiled.
-        loss: which copies of the logits the loss makes.
+        loss: which copies of the logits the loss makes; None ends with the logits.
         norm: kind of the final norm.
         code: how the class computes it; ``weight`` whether it has one.
         transform: a linear layer and an activation stand before the norm (BERT's head).
         dropout: a dropout stands behind the norm (T5).
         softcap: the logits are soft-capped.
+        float_output: the logits are handed out as an fp32 copy.
+        quantised: the head's weight is quantised and unpacked around its products.
         head_trained: the head's weight gets a gradient.
         hidden_grad: the hidden states carry a gradient (something below trains).
     """
@@ -51,13 +55,14 @@ def tail(
     h = rec.dropout(rec.norm(h, norm, "t", code, weight=weight), float(dropout))
     h = rec.cast(rec.gather(h))
     fresh = {"w.head": max(style.weight_grads, w)} if head_trained else {}
-    saved = [h] if head_trained else []
+    saved = [h] if head_trained or (quantised and style.kbit_inputs) else []
+    unpacked: Form = {"w.head.max": style.kbit_bytes or w} if quantised and not head_trained else {}
     atom = h.atom
-    if loss.fused:
+    if loss and loss.fused:
         made = {atom: w, **fresh}
         out = tape.op("fused_loss", [h], "T", 4, extra_saved=made, forward_temp={atom: 2 * w})
         return tape.compile(out)
-    if loss.slice:
+    if loss and loss.recompute:
         temp: Form = {"Vs": w + 8}
         out = tape.op(
             "sliced_loss", [h], "T", 4, saved=[h], forward_temp=temp, backward_temp={"Vs": 12}, weight_grad=fresh
@@ -72,10 +77,19 @@ def tail(
         saved=saved + copy,
         grad=True,
         matmul=True,
+        forward_temp=unpacked,
+        # each product of a list gives a gradient of the whole weight, which is added out of place to the others'
+        backward_temp={"w.head.max": 2 * fresh["w.head"]} if fresh and loss and loss.list else unpacked,
         weight_grad={} if copy else fresh,
     )
     if softcap:
         logits = tape.op("softcap", [logits], "V", w, saves_output=True, forward_temp={"V": w}, backward_temp={"V": w})
+
+    if float_output and w < 4:
+        logits = tape.op("output.float", [logits], "V", 4)
+        w = 4
+    if loss is None:
+        return tape.compile(logits)
 
     def copies(pair: tuple[int, int]) -> int:
         low, full = pair
@@ -84,7 +98,7 @@ def tail(
 
     kept_low, kept_full = loss.kept
     forward = max(0, copies(loss.forward) - w - 4 * kept_full)
-    backward = max(0, copies(loss.backward) - w - 4 * kept_full - (w if kept_low else 0))
+    backward = max(0, copies(loss.backward) - w - (0 if loss.swap else 4 * kept_full + (w if kept_low else 0)))
     out = tape.op(
         "loss",
         [logits],
@@ -92,8 +106,9 @@ def tail(
         4,
         saved=[logits] if kept_low else [],
         extra_saved={"V": 4 * kept_full} if kept_full else {},
-        forward_temp={"V": forward} if forward else {},
-        backward_temp={"V": backward} if backward else {},
+        forward_temp={a: n for a, n in (("V", forward), ("Vs", copies(loss.part_forward))) if n},
+        backward_temp={a: n for a, n in (("V", backward), ("Vs", copies(loss.part_backward))) if n},
+        swap=loss.swap,
     )
     return tape.compile(out)
 

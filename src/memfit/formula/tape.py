@@ -81,6 +81,8 @@ class Op:
         weight_grad: gradient elements of parameters that its backward makes, by atom.
         packs: it keeps its weight for the backward; that is no memory, but a checkpoint answers for it too.
         holds: values that a variable of the module's code keeps alive until this operation of the forward is done.
+        swap: what its backward kept turns into the gradient (in place, or chunk by chunk).
+        pinned: values that an attribute of its autograd node names: alive as long as the graph, checkpointed or not.
     """
 
     name: str
@@ -96,6 +98,8 @@ class Op:
     weight_grad: Form = field(default_factory=dict)
     after_temp: Form = field(default_factory=dict)
     packs: bool = False
+    swap: bool = False
+    pinned: tuple[Value, ...] = ()
     holds: list[Value] = field(default_factory=list)
 
 
@@ -125,6 +129,7 @@ class Program:
             the largest single one.
         forward: candidate peaks of the forward pass.
         inference: candidate peaks of a forward pass that keeps nothing.
+        pinned: bytes that live as long as the graph, whatever is recomputed and after their backward.
         scripts: name of the pass -> its lines, for timelines: ``forward``, ``backward``; with a checkpoint
             ``first`` (the forward that keeps only the checkpoint), ``again`` (recomputation and backward).
         stream, output: keys of the block's input and output in the scripts.
@@ -140,6 +145,7 @@ class Program:
     adding: tuple[Form, ...]
     recompute_adding: tuple[Form, ...]
     inference: tuple[Form, ...]
+    pinned: Form = field(hash=False, compare=False)
     scripts: Mapping[str, tuple[Step, ...]] = field(hash=False, compare=False)
     stream: int
     output: int
@@ -182,6 +188,8 @@ class Tape:
         weight_grad: Mapping[str, int] | None = None,
         after_temp: Mapping[str, int] | None = None,
         packs: bool = False,
+        swap: bool = False,
+        pinned: Sequence[Value] = (),
     ) -> Value:
         """Record an operation and give its output.
 
@@ -191,6 +199,8 @@ class Tape:
             view: the output shares the first input's memory.
             grad: whether the output requires a gradient; default: any input does.
             extra_saved: further tensors made and kept by the operation (statistics, masks), atom -> bytes per element.
+            swap: what is kept makes room for the gradient of the inputs.
+            pinned: what an attribute of the autograd node keeps as long as the graph exists.
         """
         requires = any(v.grad for v in inputs) if grad is None else grad
         out = Value(atom, width, requires, storage=inputs[0] if view else None)
@@ -213,6 +223,8 @@ class Tape:
             dict(weight_grad or {}),
             dict(after_temp or {}),
             packs and requires,
+            swap,
+            tuple(pinned) if requires else (),
         )
         out.producer = op
         self.ops.append(op)
@@ -303,6 +315,7 @@ class Tape:
                 ]
             ),
             inference=_peaks(self._forward(nothing, output, inputs), _bytes_of(inputs.values())),
+            pinned=_bytes_of({id(v.root): v.root for op in self.ops for v in op.pinned}.values()),
             scripts={
                 "forward": tuple(forward),
                 "backward": tuple(backward),
@@ -441,6 +454,9 @@ class Tape:
 
         new_grad(output)
         for op, values in zip(reversed(self.ops if ops is None else ops), reversed(saved), strict=True):
+            if op.swap:
+                release(values)
+                values = []
             if not op.output.grad or id(op.output) not in grad_of:
                 release(values)
                 continue

@@ -270,7 +270,7 @@ class Player:
             self.root = self._gather_outer(int(self.m.outer_weights()))
         stream_size = self.stream_size
         x = (self.alloc(stream_size, "activations", "embedding"), stream_size)
-        for position, layer in enumerate(order):
+        for layer in order:
             self._gather(layer, gathered)
             kind = tower.kinds[tower.stack.layout[layer]]
             atoms = self._atoms(tower, kind)
@@ -279,7 +279,7 @@ class Player:
             mine: dict[int, tuple[int, int]] = {}
             if self._idle(layer):
                 x = self._pass(program.scripts["first"], atoms, x, program.output, layer)
-                if position + 1 < len(order) and self.c.reshard:
+                if self.c.reshard:
                     self._reshard(layer, gathered)
                 continue
             run.live[layer] = mine
@@ -290,15 +290,15 @@ class Player:
                 self.free(*x)
             out = mine.pop(program.output, None)
             x = out if out is not None else (self.alloc(stream_size, "activations", "output"), stream_size)
-            if position + 1 < len(order) and self.c.reshard:
+            if self.c.reshard:
                 self._reshard(layer, gathered)
         run.x = x
         self.phase = "loss"
         if self.stage.last:
             atoms = self.m.tail_atoms()
             self.play(s.tail.scripts["forward"], atoms, run.tail, -1)
-            if s.profile.hold_logits and not (s.loss.fused or s.loss.slice):
-                size = int(atoms["V"]) * s.width
+            if s.profile.hold_logits and s.loss.held:
+                size = int(atoms["V"]) * s.logits_width
                 if self.held:
                     self.free(*self.held)
                 self.held = (self.alloc(size, "logits", "logits held by the caller"), size)

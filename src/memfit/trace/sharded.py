@@ -85,14 +85,20 @@ def apply(model: Any, mesh: dict[str, Any], *, reshard: bool, compute: Any, redu
         parallelize(model, mesh["tp"])
     if mesh["dp"] is not None:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-        from torch.distributed.fsdp._fully_shard import _fsdp_param
 
         policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce)
-        chunks = _Chunks if hasattr(_fsdp_param, "_chunk_with_empty") else None
-        with replaced(_fsdp_param, "_chunk_with_empty", chunks) if chunks else nullcontext():
+        with fewer_chunks():
             for block in blocks:
                 fully_shard(block, mesh=mesh["dp"], mp_policy=policy, reshard_after_forward=reshard)
             fully_shard(model, mesh=mesh["dp"], mp_policy=policy)
+
+
+def fewer_chunks() -> Any:
+    """While open, FSDP2 makes only the parts of parameters that it asks for."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param
+
+    known = hasattr(_fsdp_param, "_chunk_with_empty")
+    return replaced(_fsdp_param, "_chunk_with_empty", _Chunks) if known else nullcontext()
 
 
 class _Chunks:
