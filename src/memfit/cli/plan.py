@@ -80,7 +80,7 @@ def command(
     from memfit.planner import plan
 
     answer = plan(request, lever=lever or "")
-    if traced and answer.plans:
+    if traced and answer.best is not None and answer.best.candidate is not None:
         answer = _checked(answer)
     if out is not None and answer.best is not None:
         _write(answer.best, out, form)
