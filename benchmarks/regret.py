@@ -11,7 +11,7 @@ of memory loses 1, and so does "nothing fits"; a loss under 2 % counts 0. At top
 
 memfit lets a candidate pass whose P(OOM) is at most ``--risk``, and whose reserved memory stays on the card with 95 %
 (else the allocator gives its cache back in every step, which is slow, and what is left is close to failing); where none
-passes, the least likely to fail is picked. Predictions within 1 % of the fastest are ties: the least tp*pp comes first.
+passes, the least likely to fail is picked. Predictions within 2 % of the fastest are ties: the least tp*pp comes first.
 Beside it stand: random; random among those that ran; two rules that are told what runs (least tp*pp, then the largest
 micro-batch; tp up to 8 first, then the same); memfit's time model alone, told what runs; and, with ``--peers``,
 llm-analysis in an environment of its own below DIR (default ``build/peers``; Calculon is not on the package index).
@@ -49,8 +49,6 @@ from memfit.speed.calibration import load as load_calibration
 
 NOISE = 0.02
 """Losses below this are ties: run-to-run spread of step times is about 1 %, re-measured rows move by more."""
-TIE = 0.01
-"""Predictions closer than the run-to-run spread of step times are not told apart."""
 LEAST = 3
 LEAST_WITH_FAILURES = 5
 RISK = 0.01
@@ -157,7 +155,7 @@ def memfit_key(risk: float, candidates: Sequence[Candidate]) -> Key:
     passed = [c for c in candidates if c.p_oom <= risk and c.p_retry <= RETRIES and c.step_s is not None]
     if not passed:
         return lambda c: c.p_oom if c.step_s is not None else None
-    border = min(c.step_s for c in passed if c.step_s is not None) * (1 + TIE)
+    border = min(c.step_s for c in passed if c.step_s is not None) * (1 + NOISE)
 
     def place(c: Candidate) -> tuple[float, ...]:
         assert c.step_s is not None
