@@ -26,13 +26,14 @@ gpu = "rtx-4090"
 """
 
 
-def test_a_plan_is_written_and_reads_back(tmp_path):
+def test_a_plan_is_written_and_reads_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "plan.toml"
-    text = ok("plan", *SMALL, "--out", str(path))
+    text = ok("plan", *SMALL, "--out", "plan.toml")
     assert text.startswith("fastest: ")
     assert "written: " in text
     assert estimate(str(path)).verdict == "fits"
-    assert "exists" in refused("plan", *SMALL, "--out", str(path))
+    assert "exists" in refused("plan", *SMALL, "--out", "plan.toml")
     for ending in ("yaml", "json"):
         other = tmp_path / f"plan.{ending}"
         ok("plan", *SMALL, "--out", str(other), "-q")

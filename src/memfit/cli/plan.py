@@ -80,7 +80,7 @@ def command(
     from memfit.planner import plan
 
     answer = plan(request, lever=lever or "")
-    if traced and answer.plans:
+    if traced and answer.best is not None and answer.best.candidate is not None:
         answer = _checked(answer)
     if out is not None and answer.best is not None:
         _write(answer.best, out, form)
@@ -119,6 +119,7 @@ def _request(ctx: click.Context, source: str | None, options: Mapping[str, Any])
     return Request(
         job=job.job(),
         today=None if now is None else now.job(),
+        keep=frozenset(path.rpartition(".")[2] for path in job.overrides),
         objective=objective,
         allow=frozenset(w.strip() for text in options["allow"] for w in text.split(",") if w.strip()),
         risk=_share(options["risk"]),

@@ -118,7 +118,7 @@ def plan(request: Request, *, lever: str = "") -> Answer:
     return Answer(
         request=request,
         plans=found.plans,
-        notes=(*found.field.space.notes, *_length_note(found)),
+        notes=(*found.field.space.notes, *_length_note(found.field.space.base.arch.max_positions, found.seq_len)),
         considered=found.considered,
         evaluated=found.evaluated,
         waterfall=waterfall(found),
@@ -167,7 +167,7 @@ def _served(request: Request) -> Answer:
     return Answer(
         request=request,
         plans=found.plans,
-        notes=found.notes,
+        notes=(*found.notes, *_length_note(best.estimate.resolved.arch.max_positions, best.job.task.context)),
         considered=found.considered,
         evaluated=found.considered,
         binding=Binding(kind="time", what=what, share=parts[name] / best.tpot_s if best.tpot_s else 0.0),
@@ -175,11 +175,10 @@ def _served(request: Request) -> Answer:
     )
 
 
-def _length_note(found: Found) -> tuple[str, ...]:
-    most = found.field.space.base.arch.max_positions
-    if found.seq_len is None or not most or found.seq_len <= most:
+def _length_note(most: int, length: int | None) -> tuple[str, ...]:
+    if length is None or not most or length <= most:
         return ()
-    return (f"the model was made for {most} positions: {found.seq_len} fit, whether it can use them is another matter",)
+    return (f"the model was made for {most} positions: {length} fit, whether it can use them is another matter",)
 
 
 def _front(found: Found) -> tuple[Point, ...]:

@@ -80,10 +80,7 @@ def free_fields(request: Request) -> frozenset[str]:
     """Fields of the job that are today's and not fixed; none without a job of today."""
     if request.today is None:
         return frozenset()
-    today, fixed = request.today.strategy, request.job.strategy
-    names = Strategy.__dataclass_fields__
-    kept = {n for n in names if getattr(fixed, n) is not None and getattr(fixed, n) != getattr(today, n)}
-    return frozenset(names) - kept - {"framework", "framework_version", "weights"}
+    return frozenset(Strategy.__dataclass_fields__) - request.keep - {"framework", "framework_version", "weights"}
 
 
 def field_of(request: Request, option: Option, seq_len: int | None = None) -> Field:

@@ -40,6 +40,7 @@ class Request:
     Attributes:
         job: what is fixed; its hardware may name a card, ``any``, or none.
         today: the job that runs now, whose strategy is not fixed; None without one.
+        keep: fields of strategy that stay as ``job`` has them although a job of today is given.
         objective: what is best.
         allow: levers or values that may change results.
         risk: largest accepted probability of running out of memory.
@@ -55,6 +56,7 @@ class Request:
 
     job: Job
     today: Job | None = None
+    keep: frozenset[str] = frozenset()
     objective: Objective = "time"
     allow: frozenset[str] = frozenset()
     risk: float = 0.01

@@ -15,7 +15,7 @@ from memfit.errors import MemfitError
 from memfit.formula.estimate import Estimate, estimate
 from memfit.formula.resolve import resolve
 from memfit.hardware import make_cluster
-from memfit.job import Job
+from memfit.job import Job, Task
 from memfit.planner.capabilities import allowed, engine, qualities, quality
 from memfit.planner.impossible import Impossible, WayOut
 from memfit.planner.plans import Plan
@@ -23,6 +23,7 @@ from memfit.planner.request import Option, Request, options
 from memfit.planner.space import divisors
 
 DEFAULT_ENGINE = "vllm"
+_CONTEXT = 4096
 _MOST_CONTEXT = 1 << 22
 _MOST_SEQUENCES = 1 << 14
 _MOST_GPUS = 512
@@ -77,6 +78,8 @@ def notes(request: Request) -> tuple[str, ...]:
         out.append(f"framework {DEFAULT_ENGINE}: none was stated")
     if task.context is None and task.prompt is None and request.objective != "seq":
         out.append("context 4096 tokens: none was stated (--context)")
+    if task.prompt is None and task.output is None:
+        out.append("half of the context is prompt, half is generated (--prompt, --output)")
     if task.concurrency is None and request.objective != "batch":
         out.append("one sequence at a time: no concurrency was stated (--concurrency)")
     return tuple(out)
@@ -90,7 +93,10 @@ def candidates(request: Request, option: Option) -> Iterator[Job]:
     cluster = make_cluster(option.gpu, option.gpus, gpus_per_node=job.hardware.gpus_per_node)
     hardware = replace(job.hardware, gpu=option.gpu.name, gpus=option.gpus, gpus_per_node=cluster.gpus_per_node)
     base = replace(
-        job, task=replace(job.task, kind="serve"), hardware=hardware, strategy=replace(strategy, tp=None, pp=None)
+        job,
+        task=_lengths(replace(job.task, kind="serve")),
+        hardware=hardware,
+        strategy=replace(strategy, tp=None, pp=None),
     )
     arch = resolve(base).arch
     heads = [b.attention.num_heads for b in arch.decoder.blocks if b.attention]
@@ -132,7 +138,15 @@ def _stretched(request: Request, job: Job) -> Estimate | None:
 
 def _with(job: Job, **fields: Any) -> Job:
     more = {"prompt": None, "output": None} if "context" in fields else {}
-    return replace(job, task=replace(job.task, **fields, **more))
+    return replace(job, task=_lengths(replace(job.task, **fields, **more)))
+
+
+def _lengths(task: Task) -> Task:
+    """Half of the context is prompt, half is generated, unless the job says."""
+    if task.prompt is not None or task.output is not None:
+        return task
+    context = task.context or _CONTEXT
+    return replace(task, context=context, prompt=context - context // 2, output=context // 2)
 
 
 def _fits(request: Request, found: Estimate) -> bool:

@@ -17,7 +17,10 @@ LL_SHARE = 0.4
 """Rate of NCCL's low-latency protocols against Simple: every line carries flags, and nothing is pipelined in chunks."""
 
 LL_HOP = 0.3
-"""Their seconds per step against Simple's."""
+"""Their seconds per step against Simple's: 0.2 for LL, 0.3 to 0.55 for LL128 in NCCL's tuning table."""
+
+TREE_SHARE = 0.85
+"""Rate of a tree against a ring: inner ranks receive from two and send to two (NCCL's own tuning tables)."""
 
 START_S = 8e-6
 """Seconds of any collective: the kernel's start on all ranks and the first handshake."""
@@ -88,7 +91,7 @@ class Fabric:
         sent = 2.0 * whole * (g.size - 1.0) / g.size
         ring = self._time(g, sent, steps, choose(g.nodes > 1, 2.0 * g.nodes, 0.0))
         far = 2.0 * doublings(g.nodes)
-        tree = self._time(g, 2.0 * whole, 2.0 * (g.inside - 1.0) + far, far)
+        tree = self._time(g, 2.0 * whole / TREE_SHARE, 2.0 * (g.inside - 1.0) + far, far)
         return least(ring, tree)
 
     def one_shot(self, g: Group, whole: Real) -> Real:
