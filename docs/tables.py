@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from memfit.export import target, targets
+from memfit.export.importing import READABLE
+from memfit.export.levers import LEVERS, Rule
 from memfit.formula import profile as profiles
 from memfit.hardware import Gpu, data_version, gpus, nodes, prices
 from memfit.job import FIELDS, Field
@@ -398,3 +401,41 @@ def time_rates() -> str:
         rows.append([name, *(f"{value:g}" for value in figures), row["source"]])
     head = ["architecture", "products", "in training", "8 and 4 bit", "streaming", "FlashAttention 2", "own kernel"]
     return table([*head, "source"], rows)
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+
+
+def export_targets() -> str:
+    """The targets: tool, version, what is written."""
+    rows = [(code(t.name), t.title, t.version, t.about + (f". {t.note}" if t.note else "")) for t in targets()]
+    return table(("target", "tool", "version", "what is written"), rows)
+
+
+def export_checks() -> str:
+    """How each target is checked by its own code."""
+    return table(("target", "version", "held against"), [(code(t.name), t.version, t.checked) for t in targets()])
+
+
+def export_levers() -> str:
+    """Lever by target: which values can be written."""
+    shown = [t for t in targets() if not t.launcher]
+    rows = []
+    for spec in LEVERS:
+        cells = [_written(t.levers.get(spec.path), spec) for t in shown]
+        if any(cell != "-" for cell in cells):
+            rows.append((code(spec.path.removeprefix("strategy.").removeprefix("task.")), *cells))
+    return table(("field", *(t.name for t in shown)), rows)
+
+
+def _written(rule: Rule | None, spec: Field) -> str:
+    if rule is None:
+        return "-"
+    if rule.values is None or set(spec.choices) <= set(rule.values):
+        return "all"
+    return ", ".join("n" if value is int else str(value) for value in rule.values)
+
+
+def export_readable() -> str:
+    """The tools whose configurations are read."""
+    return ", ".join(target(name).title for name in READABLE)

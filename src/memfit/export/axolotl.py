@@ -376,6 +376,7 @@ TARGET = Target(
     about="YAML of `axolotl train`, with DeepSpeed JSON for ZeRO or FSDP2 inside",
     checked="`axolotl.utils.config.validate_config` with the capabilities of 8 x H100",
     framework=("axolotl", None),
+    variant=lambda job: ("axolotl", "deepspeed" if hf.engine_of(job) == "deepspeed" else None),
     defaults=_defaults,
     levers=rules(
         name=written(),

@@ -14,6 +14,7 @@ from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.text import Setting
 from memfit.formula import profile as profiles
+from memfit.job import Strategy
 from memfit.job.checks import ADAPTER_METHODS
 
 OPTIM: Mapping[str, str] = {
@@ -69,12 +70,16 @@ def engine(plan: Plan) -> str:
 
     ZeRO 1 and 2 are DeepSpeed's; ZeRO-3 is by FSDP2 where the job's framework (or ``fsdp`` in its version) shards so.
     """
-    if plan.zero == 0:
+    return engine_of(plan.job.strategy)
+
+
+def engine_of(strategy: Strategy) -> str:
+    """The same of a completed job."""
+    if not strategy.zero:
         return "ddp"
-    if plan.zero < 3:
+    if strategy.zero < 3:
         return "deepspeed"
-    job = plan.job.strategy
-    name = profiles.select(str(job.framework), job.framework_version)
+    name = profiles.select(str(strategy.framework), strategy.framework_version)
     return "fsdp" if profiles.profile(name).sharding.startswith("fsdp") else "deepspeed"
 
 

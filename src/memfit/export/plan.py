@@ -196,7 +196,10 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
     completed = complete(stated, defaults)
     values = effective({**completed.values, "name": job.model.name, "config": job.model.config, "extra": None})
     found = list(faults(target.levers, _identified(values), target.tool, others))
-    strategy = replace(completed.job.strategy, framework=framework, framework_version=version)
+    chosen = completed.job.strategy
+    if target.variant is not None:
+        framework, version = target.variant(chosen)
+    strategy = replace(chosen, framework=framework, framework_version=version)
     answer = estimate(replace(completed.job, strategy=strategy))
     plan = Plan(
         job=completed.job,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.errors import JobError
 from memfit.export.levers import Rule
-from memfit.job import Job
+from memfit.job import Job, Strategy
 
 if TYPE_CHECKING:
     from memfit.export.plan import Plan
@@ -44,6 +44,7 @@ class Target:
         checked: what the tests check it with.
         framework: the framework profile, and words of its version, that the tool's memory follows.
         levers: what it does with each lever, by dotted path.
+        variant: the profile where it depends on the job: on what shards.
         command: what one machine starts, in the folder of the files; launchers need it.
         defaults: values that the tool's own way of working gives to fields that nobody stated, by dotted path.
         check: faults that depend on several levers.
@@ -63,6 +64,7 @@ class Target:
     framework: tuple[str, str | None]
     levers: Mapping[str, Rule]
     write: Callable[[Plan], list[File]]
+    variant: Callable[[Strategy], tuple[str, str | None]] | None = None
     command: Callable[[Plan], str] | None = None
     defaults: Callable[[Job], Mapping[str, Any]] = _no_defaults
     check: Callable[[Plan], Iterable[JobError]] = _nothing

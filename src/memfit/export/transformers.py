@@ -238,6 +238,7 @@ TARGET = Target(
     about="script on transformers' Trainer with a YAML of its arguments, DeepSpeed JSON for ZeRO or FSDP2 inside",
     checked="HfArgumentParser with TrainingArguments; a short run of the script on two CPU processes",
     framework=("transformers", None),
+    variant=lambda job: ("transformers", "fsdp" if hf.engine_of(job) == "fsdp" else None),
     levers=rules(
         name=written(),
         config=written(),

@@ -115,6 +115,7 @@ TARGET = Target(
     about="YAML of `trl sft` or `trl dpo`, with DeepSpeed JSON for ZeRO or FSDP2 inside",
     checked="TrlParser with SFTConfig, DPOConfig and ModelConfig; a short `trl sft` run on two CPU processes",
     framework=("trl", None),
+    variant=lambda job: ("transformers", "fsdp") if hf.engine_of(job) == "fsdp" else ("trl", None),
     defaults=_defaults,
     levers=rules(
         name=written(),
