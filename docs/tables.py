@@ -10,7 +10,7 @@ from memfit.hardware import Gpu, data_version, gpus, nodes, prices
 from memfit.job import FIELDS, Field
 from memfit.job.fields import SECTIONS, default_of
 from memfit.ledger import COMPONENTS, PROVENANCES
-from memfit.mirage.needs import families
+from memfit.mirage import needs
 from memfit.mirage.settings import PREFIX, VARIABLES
 from memfit.models import architecture, catalog
 from memfit.models.families import FAMILIES
@@ -318,7 +318,7 @@ def mirage_libraries() -> str:
     """The CUDA libraries that are generated, and which of them have functions written by hand."""
     rows = [
         (code(family.stem), ", ".join(code(source) for source in family.sources) or "generated only")
-        for family in families()
+        for family in needs.families()
     ]
     return table(("library", "written by hand"), rows)
 
