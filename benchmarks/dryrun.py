@@ -4,9 +4,9 @@
 
 writes ``docs/dryrun-records.json`` (what was measured, by example) and ``docs/dryrun-table.md``; without PYTHON the
 table alone, from the records. PYTHON is an interpreter whose torch is a CUDA build and that has the packages of the
-examples. Each example is run as its own documentation says. With --flips each is run twice more: on a card with 16 MiB more than the smallest capacity
-that was predicted, where it must finish, and on one with 16 MiB less, where it must run out of memory. Tracing needs
-torch and transformers in memfit's own environment; without them its column stays empty.
+examples. Each example is run as its own documentation says. With --flips each is run twice more: on a card with 16 MiB
+more than the smallest capacity that was predicted, where it must finish, and on one with 16 MiB less, where it must run
+out of memory. Tracing needs torch and transformers in memfit's own environment; without them its column stays empty.
 """
 
 from __future__ import annotations
@@ -203,6 +203,12 @@ def table(records: Mapping[str, dict[str, Any]]) -> str:
     )
 
 
+def read_records() -> dict[str, dict[str, Any]]:
+    """What has been measured, by example."""
+    found: dict[str, dict[str, Any]] = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
+    return found
+
+
 def gib(num_bytes: float | None) -> str:
     """Two decimals; nothing for no answer."""
     return "" if num_bytes is None else f"{num_bytes / GIB:.2f}"
@@ -212,7 +218,6 @@ def main(words: list[str]) -> int:
     """Measure, then render."""
     flips = "--flips" in words
     python, *names = [w for w in words if w != "--flips"] or [""]
-    records = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
     for name in (names or EXAMPLES) if python else ():
         print(name, file=sys.stderr)
         try:
@@ -220,12 +225,13 @@ def main(words: list[str]) -> int:
         except MemfitError as error:
             print(f"{name}: {error}", file=sys.stderr)
             continue
+        records = read_records()  # another process may have added to them
         old = records.get(name, {})
         if made["flips"] is None and old.get("needed") == made["needed"]:
             made["flips"] = old.get("flips")
         records[name] = made
         RECORDS.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    (DOCS / "dryrun-table.md").write_text(table(records), encoding="utf-8")
+    (DOCS / "dryrun-table.md").write_text(table(read_records()), encoding="utf-8")
     return 0
 
 
