@@ -1,16 +1,18 @@
 """The examples of ``examples/dryrun`` on an imaginary GPU, beside ``memfit trace`` and the formula; and do they flip?
 
-    python benchmarks/dryrun.py PYTHON [--flips] [NAME ...] > docs/dryrun-table.md
+    python benchmarks/dryrun.py PYTHON [--flips] [NAME ...]
 
-PYTHON is an interpreter whose torch is a CUDA build and that has the packages of the examples. Each example is run as
-its own documentation says. With --flips each is run twice more: on a card with 16 MiB more than the smallest capacity
-that was predicted, where it must finish, and on one with 16 MiB less, where it must run out of memory. Tracing needs
-torch and transformers in memfit's own environment; without them its column stays empty.
+writes ``docs/dryrun-records.json`` (what was measured, by example) and ``docs/dryrun-table.md``; without PYTHON the
+table alone, from the records. PYTHON is an interpreter whose torch is a CUDA build and that has the packages of the
+examples. Each example is run as its own documentation says. With --flips each is run twice more: on a card with 16 MiB
+more than the smallest capacity that was predicted, where it must finish, and on one with 16 MiB less, where it must run
+out of memory. Tracing needs torch and transformers in memfit's own environment; without them its column stays empty.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shlex
 import sys
@@ -18,17 +20,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _shared import machine, markdown_table
+from _shared import markdown_table
 from memfit.errors import MemfitError
 from memfit.formula.estimate import Estimate, estimate
 from memfit.hardware import lookup_gpu
 from memfit.job import from_kwargs
+from memfit.ledger import compare
 from memfit.mirage import prepare
 from memfit.mirage.run import DryRun, RunOptions, dryrun
 from memfit.readers import read_tree
 from memfit.trace import Trace
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "dryrun"
+DOCS = FOLDER.parents[1] / "docs"
+RECORDS = DOCS / "dryrun-records.json"
 MIB, GIB = 1 << 20, 1 << 30
 STEP = 16 * MIB
 _TINY = {"config": "model", "seq_len": 2048, "micro_batch": 4, "framework": "torch", "optimizer": "adamw"}
@@ -41,22 +46,30 @@ class Example(NamedTuple):
     why: str
 
 
+_HELD = "the traced step holds the model's output until it ends, the script drops it before the backward"
+
 EXAMPLES: dict[str, Example] = {
-    "plain": Example({**_TINY, "precision": "bf16"}, ""),
+    "plain": Example({**_TINY, "precision": "bf16"}, _HELD),
     "hf_trainer": Example(
-        {**_TINY, "precision": "bf16-mixed", "checkpointing": "full", "framework": "transformers", "grad_accum": 2}, ""
+        {**_TINY, "precision": "bf16-mixed", "checkpointing": "full", "framework": "transformers", "grad_accum": 2},
+        "the Trainer's second micro-batch runs beside the gradients of the first",
     ),
     "sft_lora": Example(
         {"model": "qwen3-0.6b", "seq_len": 2048, "micro_batch": 4, "framework": "trl", "method": "lora",
-         "lora": {"rank": 16, "targets": "all-linear"}, "checkpointing": "full", "precision": "bf16"}, ""),
+         "lora": {"rank": 16, "targets": "all-linear"}, "checkpointing": "full", "precision": "bf16",
+         "loss": "chunked"},
+        "TRL 1.16 computes the loss in chunks unless told otherwise, so the job says `loss = \"chunked\"`; with logits "
+        "at once it would be 15.6 GiB"),
     "qlora": Example(
         {"model": "llama-3.1-8b", "seq_len": 2048, "micro_batch": 2, "framework": "transformers", "method": "qlora",
          "lora": {"rank": 16, "targets": "all-linear"}, "checkpointing": "full", "weights": "nf4-dq",
-         "optimizer": "paged-adamw-8bit"}, ""),
-    "float8": Example({**_TINY, "precision": "fp8"}, ""),
+         "optimizer": "paged-adamw-8bit"},
+        "prepare_model_for_kbit_training turns what is not quantised into fp32 (embedding, head, norms)"),
+    "float8": Example({**_TINY, "precision": "fp8"}, "the trace does not know float8"),
     "int8": Example(None, "inference: no training job states it"),
-    "compiled": Example({**_TINY, "config": "model:4", "precision": "bf16", "compile": True}, ""),
-    "ddp": Example({**_TINY, "precision": "bf16", "gpus": 16, "dp": 16}, ""),
+    "compiled": Example({**_TINY, "config": "model:4", "precision": "bf16", "compile": True},
+                        "Inductor fuses the loss, so the fp32 logits never stand in memory"),
+    "ddp": Example({**_TINY, "precision": "bf16", "gpus": 16, "dp": 16}, _HELD),
     "accelerate_fsdp": Example({**_TINY, "precision": "bf16-mixed", "gpus": 8, "zero": 3}, ""),
     "fsdp2": Example(
         {"model": "llama-3.1-405b", "seq_len": 4096, "micro_batch": 1, "framework": "torch", "precision": "bf16-mixed",
@@ -67,17 +80,6 @@ EXAMPLES: dict[str, Example] = {
 
 class RanOutError(Exception):
     """The card was too small; nobody wants to see the run without a limit."""
-
-
-class Row(NamedTuple):
-    """What one example gave; bytes, None where there is no answer."""
-
-    name: str
-    run: DryRun
-    predicted: Estimate | None
-    traced: Trace | None
-    above: bool | None
-    below: bool | None
 
 
 def documented(name: str) -> list[str]:
@@ -160,51 +162,76 @@ def traced(found: Estimate | None) -> Trace | None:
         return None
 
 
-def row(name: str, python: Path, *, flips: bool) -> Row:
-    """Everything about one example."""
+def record(name: str, python: Path, *, flips: bool) -> dict[str, Any]:
+    """Everything about one example, JSON-ready; bytes, None where there is no answer."""
     done = run(name, python)
-    above = below = None
-    if flips:
-        needed = done.answer.needed[1]
-        above, below = fits(name, python, needed + STEP), fits(name, python, needed - STEP)
+    facts, needed = done.facts, done.answer.needed[1]
     found = predicted(name)
-    return Row(name, done, found, traced(found), above, below)
+    trace = traced(found)
+    reading = None if found is None else found.readings[found.fullest]
+    sides = () if found is None else compare(found.stages[found.fullest], done.answer.ledger)
+    return {
+        "gpu": done.gpu.name,
+        "torch": facts.torch,
+        "allocated": [facts.allocated_peak, trace and trace.peak_allocated, reading and int(reading.allocated)],
+        "reserved": [facts.reserved_peak, trace and trace.simulate().reserved_peak, reading and int(reading.reserved)],
+        "needed": needed,
+        "flips": fits(name, python, needed + STEP) and not fits(name, python, needed - STEP) if flips else None,
+        "components": {d.component: [d.right_bytes, d.left_bytes] for d in sides},
+    }
 
 
-def cells(row: Row) -> list[str]:
-    """The row of the table."""
-    facts, answer = row.run.facts, row.run.answer
-    formula = row.predicted.readings[row.predicted.fullest] if row.predicted is not None else None
-    trace = "" if row.traced is None else gib(row.traced.peak_allocated)
-    simulated = "" if row.traced is None else gib(row.traced.simulate().reserved_peak)
-    flip = "" if row.above is None else "yes" if row.above and not row.below else "no"
-    return [
-        f"`{row.name}`", gib(facts.allocated_peak), trace, gib(formula.allocated) if formula else "",
-        gib(facts.reserved_peak), simulated, gib(formula.reserved) if formula else "",
-        gib(answer.needed[1]), flip,
-    ]  # fmt: skip
+def table(records: Mapping[str, dict[str, Any]]) -> str:
+    """The records as Markdown, with what explains the differences."""
+    rows, lines = [], []
+    for name in (name for name in EXAMPLES if name in records):
+        found = records[name]
+        figures = [gib(size) for key in ("allocated", "reserved") for size in found[key]]
+        flips = "" if found["flips"] is None else "yes" if found["flips"] else "no"
+        rows.append([f"`{name}`", *figures, gib(found["needed"]), flips])
+        off = sorted(found["components"].items(), key=lambda item: -abs(item[1][0] - item[1][1]))[:3]
+        told = [f"{c.replace('_', ' ')} {gib(a)} against {gib(b)}" for c, (a, b) in off if abs(a - b) > GIB // 20]
+        why = [EXAMPLES[name].why] if EXAMPLES[name].why else []
+        if told:
+            why.append("dry run against formula: " + ", ".join(told))
+        if why:
+            lines.append(f"- `{name}`: " + "; ".join(why) + ".")
+    header = ["example", "allocated: dry run", "trace", "formula", "reserved: dry run", "trace", "formula", "needs"]
+    text = markdown_table([*header, "flips within 32 MiB"], rows)
+    return (
+        f"{text}\n\nGiB, first three steps, without the CUDA context except in *needs*.\n\n" + "\n".join(lines) + "\n"
+    )
 
 
-def gib(num_bytes: float) -> str:
-    """Two decimals."""
-    return f"{num_bytes / GIB:.2f}"
+def read_records() -> dict[str, dict[str, Any]]:
+    """What has been measured, by example."""
+    found: dict[str, dict[str, Any]] = json.loads(RECORDS.read_text(encoding="utf-8")) if RECORDS.is_file() else {}
+    return found
+
+
+def gib(num_bytes: float | None) -> str:
+    """Two decimals; nothing for no answer."""
+    return "" if num_bytes is None else f"{num_bytes / GIB:.2f}"
 
 
 def main(words: list[str]) -> int:
-    """The table, as Markdown."""
+    """Measure, then render."""
     flips = "--flips" in words
-    python, *names = (w for w in words if w != "--flips")
-    rows = []
-    for name in names or EXAMPLES:
+    python, *names = [w for w in words if w != "--flips"] or [""]
+    for name in (names or EXAMPLES) if python else ():
         print(name, file=sys.stderr)
         try:
-            rows.append(cells(row(name, Path(python), flips=flips)))
-            print(rows[-1], file=sys.stderr, flush=True)
+            made = record(name, Path(python), flips=flips)
         except MemfitError as error:
             print(f"{name}: {error}", file=sys.stderr)
-    header = ["example", "allocated: dry run", "trace", "formula", "reserved: dry run", "trace", "formula", "needs"]
-    print(markdown_table([*header, "flips"], rows))
-    print(f"\nGiB; {machine()}.")
+            continue
+        records = read_records()  # another process may have added to them
+        old = records.get(name, {})
+        if made["flips"] is None and old.get("needed") == made["needed"]:
+            made["flips"] = old.get("flips")
+        records[name] = made
+        RECORDS.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    (DOCS / "dryrun-table.md").write_text(table(read_records()), encoding="utf-8")
     return 0
 
 

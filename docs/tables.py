@@ -13,6 +13,8 @@ from memfit.hardware import Gpu, data_version, gpus, nodes, prices
 from memfit.job import FIELDS, Field
 from memfit.job.fields import SECTIONS, default_of
 from memfit.ledger import COMPONENTS, PROVENANCES
+from memfit.mirage import needs
+from memfit.mirage.settings import PREFIX, VARIABLES
 from memfit.models import architecture, catalog
 from memfit.models.families import FAMILIES
 from memfit.units import GIB, format_count
@@ -327,6 +329,20 @@ def data_date() -> str:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def mirage_variables() -> str:
+    """The environment variables that the null libraries read."""
+    return table(("variable", "meaning"), [(code(PREFIX + name), meaning) for name, meaning in VARIABLES.items()])
+
+
+def mirage_libraries() -> str:
+    """The CUDA libraries that are generated, and which of them have functions written by hand."""
+    rows = [
+        (code(family.stem), ", ".join(code(source) for source in family.sources) or "generated only")
+        for family in needs.families()
+    ]
+    return table(("library", "written by hand"), rows)
 
 
 def _words(mapping: Mapping[str, str], header: tuple[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What CUDA builds of torch said on an imaginary GPU against the simulation: the error text, character by character."""
+"""What CUDA builds of torch said on an imaginary GPU, and the simulation: the error text, character by character."""
 
 import json
 from pathlib import Path

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dryrun_cases import SCRIPT
@@ -11,6 +12,7 @@ from memfit.errors import MemfitError, MissingError
 from memfit.hardware import lookup_gpu
 from memfit.mirage.run import RunOptions, dryrun, dryrun_stages
 from memfit.mirage.run.child import run_child
+from memfit.mirage.run.extensions import extensions
 from memfit.mirage.run.options import HOOK
 from memfit.report.dryrun import dryrun_document, dryrun_text, headline, stages_document, stages_text
 from memfit.report.page import Page
@@ -152,3 +154,12 @@ def test_options_that_cannot_be_are_refused():
     for wrong in ({"command": ()}, {"ranks": 2, "rank": 2}, {"moe_imbalance": 0.5}):
         with pytest.raises(MemfitError):
             RunOptions(**{"command": ("x",), "python": PYTHON, **wrong})
+
+
+def test_flash_attention_is_found(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages" / "torch"
+    folder.mkdir(parents=True)
+    (folder.parent / "flash_attn_2_cuda.cpython-311.so").write_bytes(b"")
+    build = SimpleNamespace(folder=folder)
+    monkeypatch.setattr("memfit.mirage.run.extensions.inspect_python", lambda _python: build)
+    assert [path.name for path in extensions(PYTHON)] == ["flash_attn_2_cuda.cpython-311.so"]

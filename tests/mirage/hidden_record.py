@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from memfit.hardware import gpus
@@ -111,7 +112,8 @@ def main(releases: list[str]) -> None:
     """Measure all cards of some releases."""
     for release in releases:
         python = find_environment(release) or make_environment(plan_environment(release), echo=print)
-        cards = {card: measure(python, card, RECORDED) for card in CARDS}
+        with tempfile.TemporaryDirectory() as folder:
+            cards = {card: measure(python, card, Path(folder)) for card in CARDS}
         lines = [
             json.dumps({"op": op, "args": args, "cards": {card: rows[i] for card, rows in cards.items()}})
             for i, (op, args) in enumerate(CASES)
@@ -119,7 +121,6 @@ def main(releases: list[str]) -> None:
         target = RECORDED / f"hidden-{release}.json"
         target.write_text("[\n" + ",\n".join(lines) + "\n]\n")
         print(target)
-    (RECORDED / "cases.json").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

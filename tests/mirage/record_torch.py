@@ -2,7 +2,7 @@
 
     python tests/mirage/record_torch.py PYTHON
 
-writes ``recorded/said-by-torch-VERSION.json`` and, for diagnosis, ``recorded/snapshot-torch-VERSION.pickle``.
+writes ``recorded/said-by-torch-VERSION.json`` and, for whoever reads snapshots, ``snapshot-torch-VERSION.pickle``.
 PYTHON is an interpreter whose torch is a CUDA build. ``record`` is what the tests call.
 """
 

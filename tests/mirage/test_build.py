@@ -133,6 +133,22 @@ def test_a_second_build_is_the_first(torchlike, built, monkeypatch):
     assert build_libraries(torchlike, extra=(), cache=built.folder.parents[1]) == built
 
 
+def test_builds_at_once_wait_for_each_other(torchlike, built, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from memfit.mirage.build import build_libraries;"
+        "from memfit.mirage.torchbuild import TorchBuild;"
+        "print(build_libraries(TorchBuild(python=Path('python'), version='9.9.9', cuda=(13, 0),"
+        " folder=Path(sys.argv[1])), extra=(), cache=Path(sys.argv[2])).folder)"
+    )
+    command = [sys.executable, "-c", script, str(torchlike.folder), str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    folders = {process.communicate(timeout=120)[0].strip() for process in running}
+    assert [process.returncode for process in running] == [0, 0, 0]
+    (folder,) = folders
+    assert sorted(path.name for path in (tmp_path / "mirage").iterdir()) == sorted(["lock", Path(folder).name])
+    assert Path(folder).name == built.folder.name
+
+
 def test_nothing_half_made_is_left_when_the_compiler_fails(torchlike, tmp_path, monkeypatch):
     (tmp_path / "cc").write_text("#!/bin/sh\necho 'no such machine' >&2\nexit 1\n")
     (tmp_path / "cc").chmod(0o755)

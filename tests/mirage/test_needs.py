@@ -10,7 +10,7 @@ from test_elf import compile_library, needs_gcc
 
 from memfit.mirage.build import NATIVE
 from memfit.mirage.generate import function_source, version_script
-from memfit.mirage.needs import families, needed_libraries, owner, rule_for, rules
+from memfit.mirage.needs import families, found_elsewhere, needed_libraries, owner, rule_for, rules
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,14 @@ def test_needs_of_a_library_like_torchs(tmp_path):
     assert "cuMemCreate" in driver
     assert "cuTensorMapEncodeTiled" in driver  # nobody is linked to it, yet
     assert "cuHelper" not in driver  # one of the program's own
+
+
+@needs_gcc
+def test_the_vendors_libraries_on_the_search_path_are_noticed(tmp_path):
+    (tmp_path / "lib").mkdir()
+    library = compile_library(tmp_path / "lib", "torch", "int f(void){return 0;}", "-Wl,-rpath,$ORIGIN/../vendor")
+    assert not found_elsewhere([library], ["libcudart.so.13"])
+    (tmp_path / "vendor").mkdir()
+    (tmp_path / "vendor" / "libcudart.so.13").touch()
+    assert found_elsewhere([library], ["libcudart.so.13"])
+    assert not found_elsewhere([library], ["libnccl.so.2"])

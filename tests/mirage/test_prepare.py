@@ -18,7 +18,7 @@ from memfit.mirage.environments import EnvironmentPlan, find_environment, make_e
 from memfit.mirage.machine import check_machine, default_cache
 from memfit.mirage.prepare import prepare
 from memfit.mirage.settings import PREFIX, VARIABLES, Imaginary, memory_interface
-from memfit.mirage.torchbuild import TorchBuild, inspect_python
+from memfit.mirage.torchbuild import inspect_python
 
 CARDS = [gpu for gpu in gpus() if gpu.compute_capability is not None]
 H100 = next(gpu for gpu in CARDS if gpu.name == "h100-sxm-80gb")
@@ -98,7 +98,7 @@ def test_other_machines_are_told_what_is_needed(monkeypatch, system, processor):
 
 def fake_python(folder, **answer):
     """An interpreter that answers the probe with fixed findings."""
-    full = {"torch": None, "version": None, "cuda": None, "hip": None, "nvidia": None, "triton": None,
+    full = {"torch": None, "version": None, "cuda": None, "hip": None, "triton": None,
             "bitsandbytes": None, "requires": [], **answer}  # fmt: skip
     path = folder / "python"
     path.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(full)}\nEND\n")
@@ -158,15 +158,13 @@ def test_prepare_says_what_is_missing_before_it_builds(tmp_path):
 def test_the_variables_of_a_child(tmp_path, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", "/own")
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    build = TorchBuild(python=tmp_path, version="2.13.0", cuda=(13, 0), folder=tmp_path)
-    libraries = Libraries(folder=tmp_path / "made", sonames=("libcudart.so.13",))
-    found = libraries.environment(build, tmp_path)
+    folder, sonames = tmp_path / "made", ("libcudart.so.13",)
+    found = Libraries(folder=folder, sonames=sonames).environment(tmp_path)
     assert found["LD_LIBRARY_PATH"] == f"{tmp_path}/made:/own"
     assert found["TRITON_LIBCUDA_PATH"] == f"{tmp_path}/made"
     assert "LD_PRELOAD" not in found
     # beside the vendor's own libraries, which PyTorch's search path would find first, ours are loaded before
-    beside = TorchBuild(python=tmp_path, version="2.13.0", cuda=(13, 0), folder=tmp_path, vendor_folder=tmp_path)
-    preloaded = libraries.environment(beside, tmp_path)["LD_PRELOAD"]
+    preloaded = Libraries(folder=folder, sonames=sonames, preload=True).environment(tmp_path)["LD_PRELOAD"]
     assert preloaded == f"{tmp_path}/made/libmemfit_mirage.so:{tmp_path}/made/libcudart.so.13"
 
 

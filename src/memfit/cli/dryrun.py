@@ -87,6 +87,7 @@ def _runs(words: tuple[str, ...], given: dict[str, Any]) -> list[DryRun]:
     from memfit.hardware import lookup_gpu
     from memfit.mirage import check_machine, prepare
     from memfit.mirage.run import RunOptions, dryrun, dryrun_stages
+    from memfit.mirage.run.extensions import extensions
 
     gpu, count = lookup_gpu(given["gpu"])
     if gpu.vendor != "nvidia" or gpu.compute_capability is None:
@@ -108,8 +109,17 @@ def _runs(words: tuple[str, ...], given: dict[str, Any]) -> list[DryRun]:
         online=given["online"],
     )
 
+    libraries = extensions(python)
+
     def environment(total_bytes: int | None) -> dict[str, str]:
-        return prepare(python, gpu, count=options.num_devices, total_bytes=total_bytes, ignore_gpu=given["ignore_gpu"])
+        return prepare(
+            python,
+            gpu,
+            count=options.num_devices,
+            total_bytes=total_bytes,
+            libraries=libraries,
+            ignore_gpu=given["ignore_gpu"],
+        )
 
     more: dict[str, Any] = {
         "base": dict(os.environ),

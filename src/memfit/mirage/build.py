@@ -17,7 +17,7 @@ from pathlib import Path
 
 from memfit.errors import MemfitError, MissingError
 from memfit.mirage.generate import generated_source, version_script
-from memfit.mirage.needs import NeededLibrary, needed_libraries
+from memfit.mirage.needs import NeededLibrary, found_elsewhere, needed_libraries
 from memfit.mirage.torchbuild import TorchBuild
 
 NATIVE = Path(__file__).with_name("native")
@@ -37,12 +37,14 @@ class Libraries:
     Attributes:
         folder: where they lie.
         sonames: their names.
+        preload: PyTorch would find the vendor's own libraries first.
     """
 
     folder: Path
     sonames: tuple[str, ...]
+    preload: bool = False
 
-    def environment(self, build: TorchBuild, cache: Path) -> dict[str, str]:
+    def environment(self, cache: Path) -> dict[str, str]:
         """The variables under which a child process loads these libraries instead of the vendor's."""
         before = os.environ.get("LD_LIBRARY_PATH")
         found = {
@@ -52,8 +54,7 @@ class Libraries:
             "TRITON_CACHE_DIR": str(cache / "mirage" / "triton"),
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "mirage" / "inductor"),
         }
-        if build.vendor_folder is not None:
-            # The search path inside PyTorch's libraries goes before LD_LIBRARY_PATH, and would find the vendor's.
+        if self.preload:
             preload = [str(self.folder / name) for name in (CORE, *self.sonames)]
             found["LD_PRELOAD"] = ":".join([*preload, *filter(None, [os.environ.get("LD_PRELOAD")])])
         return found
@@ -73,7 +74,8 @@ def build_libraries(build: TorchBuild, *, extra: Sequence[Path], cache: Path) ->
     defines = _defines(build)
     digest = _digest(needed, defines)
     folder = cache / "mirage" / f"torch-{build.version}-{digest}"
-    result = Libraries(folder=folder, sonames=tuple(library.soname for library in needed))
+    sonames = tuple(library.soname for library in needed)
+    result = Libraries(folder=folder, sonames=sonames, preload=found_elsewhere([*build.libraries, *extra], sonames))
     if folder.is_dir():
         return result
     try:

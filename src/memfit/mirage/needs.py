@@ -64,7 +64,7 @@ def needed_libraries(paths: Iterable[Path]) -> tuple[NeededLibrary, ...]:
     Raises:
         InputFileError: one of the files is no readable ELF shared library.
     """
-    read = [read_elf(path) for path in paths]
+    read = [_read(path) for path in paths]
     defined = frozenset().union(*(library.defined for library in read)) if read else frozenset()
     present = {library.soname for library in read if library.soname}
     names = {name for library in read for name in library.needed if _VENDOR.fullmatch(name)} - present
@@ -82,6 +82,21 @@ def needed_libraries(paths: Iterable[Path]) -> tuple[NeededLibrary, ...]:
         NeededLibrary(soname=name, family=family_of(name), functions=dict(sorted(functions[name].items())))
         for name in sorted(functions)
     )
+
+
+def found_elsewhere(paths: Iterable[Path], sonames: Iterable[str]) -> bool:
+    """Whether the search paths inside of libraries, which go before ``LD_LIBRARY_PATH``, hold one of some others.
+
+    Raises:
+        InputFileError: one of the files is no readable ELF shared library.
+    """
+    wanted = tuple(sonames)
+    folders = {
+        Path(entry.replace("$ORIGIN", str(path.parent)).replace("${ORIGIN}", str(path.parent)))
+        for path in paths
+        for entry in _read(path).search
+    }
+    return any((folder / name).exists() for folder in folders for name in wanted)
 
 
 def _wanted(library: SharedLibrary, defined: frozenset[str], names: set[str]) -> Iterable[tuple[str, str, str]]:
@@ -114,6 +129,12 @@ def family_of(soname: str) -> Family | None:
 def rule_for(function: str) -> Rule | None:
     """The first rule whose pattern is the whole name of a function."""
     return next((rule for rule in rules() if rule.match.fullmatch(function)), None)
+
+
+@cache
+def _read(path: Path) -> SharedLibrary:
+    """A library, read once: those of PyTorch have 100,000 symbols."""
+    return read_elf(path)
 
 
 @cache

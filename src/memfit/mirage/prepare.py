@@ -70,4 +70,4 @@ def prepare(
     )
     root = cache or default_cache()
     built = build_libraries(build, extra=tuple(libraries), cache=root)
-    return {**device.environment(), **built.environment(build, root)}
+    return {**device.environment(), **built.environment(root)}

@@ -37,7 +37,7 @@ except importlib.metadata.PackageNotFoundError:
     requires = None
 print(json.dumps({
     "torch": torch, "version": version.get("__version__"), "cuda": version.get("cuda"), "hip": version.get("hip"),
-    "nvidia": folder("nvidia"), "triton": folder("triton"), "bitsandbytes": folder("bitsandbytes"),
+    "triton": folder("triton"), "bitsandbytes": folder("bitsandbytes"),
     "requires": requires or [],
 }))
 """
@@ -52,7 +52,6 @@ class TorchBuild:
         version: ``torch.__version__``, e.g. "2.13.0+cu130".
         cuda: the CUDA release it was built with, (13, 0).
         folder: of the package.
-        vendor_folder: where pip puts NVIDIA's own libraries, None when there are none.
         extensions: shared libraries of other packages that need CUDA (bitsandbytes).
         triton: folder of the triton package, None when there is none.
         cudnn, nccl: the releases that it expects, as those libraries number themselves (92000, 22907).
@@ -62,7 +61,6 @@ class TorchBuild:
     version: str
     cuda: tuple[int, int]
     folder: Path
-    vendor_folder: Path | None = None
     extensions: tuple[Path, ...] = ()
     triton: Path | None = None
     cudnn: int = 91000
@@ -108,7 +106,6 @@ def inspect_python(python: Path) -> TorchBuild:
         version=str(found["version"]),
         cuda=(int(major), int(minor.split(".")[0] or 0)),
         folder=Path(found["torch"]),
-        vendor_folder=Path(found["nvidia"]) if found["nvidia"] else None,
         extensions=tuple(path for path in bitsandbytes if f"_cuda{major}" in path.name),
         triton=Path(found["triton"]) if found["triton"] else None,
         **_components(found["requires"]),

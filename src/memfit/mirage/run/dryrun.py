@@ -109,7 +109,7 @@ def dryrun(
         failure = told.facts.failure
     card = card_settings(gpu, total_bytes)
     trace = _without_paths(told.trace, {"card": card, "device": told.facts.device_name})
-    trace = trace.with_notes(told.facts.notes).with_warnings(_warnings(told.facts))
+    trace = trace.with_notes(told.facts.notes).with_warnings(_warnings(told.facts, options))
     return DryRun(
         options=options,
         gpu=gpu,
@@ -221,9 +221,11 @@ def _without_paths(trace: Trace, settings: Mapping[str, Any]) -> Trace:
     return replace(trace, blocks=blocks, settings={**trace.settings, **settings})
 
 
-def _warnings(facts: Facts) -> list[str]:
+def _warnings(facts: Facts, options: RunOptions) -> list[str]:
     """What the run itself says against the simulation of other capacities and settings."""
     found = list(facts.warnings)
+    if (options.ranks or 1) > 1:
+        found.append("NCCL's own buffers come on top of this: about 0.4 to 1.5 GiB for the first communicator")
     if not facts.complete:
         found.append("the history of allocations was cut: only its end was kept, so peaks may be missing")
     if facts.private_bytes:

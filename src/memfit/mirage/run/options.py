@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memfit.errors import MemfitError
+from memfit.mirage.run.hook.memfit_hook.launchers import world
 
 HOOK = Path(__file__).with_name("hook")
 """The folder that is put on the script's module path."""
-LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,26 +100,5 @@ class RunOptions:
         }
         env.update({f"MEMFIT_DRYRUN_{name}": value for name, value in given.items() if value})
         if self.ranks is not None and self.ranks > 1:
-            env.update(world(self.ranks, self.rank, self.num_devices))
+            env.update(world(self.ranks, self.rank, min(self.num_devices, self.ranks)))
         return env
-
-
-def world(ranks: int, rank: int, per_node: int) -> dict[str, str]:
-    """The variables that torchrun gives to one process of a job."""
-    local = min(per_node, ranks)
-    return {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_RANK": str(rank % local),
-        "LOCAL_WORLD_SIZE": str(local),
-        "GROUP_RANK": str(rank // local),
-        "GROUP_WORLD_SIZE": str(-(-ranks // local)),
-        "ROLE_RANK": str(rank),
-        "ROLE_WORLD_SIZE": str(ranks),
-        "ROLE_NAME": "default",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
-        "TORCHELASTIC_RUN_ID": "memfit",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-        "TORCHELASTIC_MAX_RESTARTS": "0",
-    }

@@ -100,21 +100,28 @@ class History:
                 block.shape_dtype = (tuple(label.shape), label.dtype)
 
     def use(self, uses: Iterable[Any]) -> None:
-        """Insert the uses by other streams into the events."""
-        found: list[tuple[int, int, int]] = []
+        """Insert the uses by other streams into the events, each between the allocation and the free of its block."""
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for at, event in enumerate(self.events):
+            first.setdefault(event[0], at)
+            last[event[0]] = at
+        found: dict[int, list[tuple[int, int]]] = {}
         for use in uses:
             number = self.block_at(use.address, use.time_us)
             if number is not None:
                 stream = self._streams.setdefault(use.stream, len(self._streams))
-                found.append((bisect.bisect_right(self.times, use.time_us), number, stream))
-        for at, number, stream in sorted(found, reverse=True):
-            begin = next(i for i, e in enumerate(self.events) if e[0] == number)
-            end = next((i for i in range(begin + 1, len(self.events)) if self.events[i][0] == number), None)
-            place = max(at, begin + 1)
-            if end is not None:
-                place = min(place, end)
-            context = self.events[min(place, len(self.events) - 1)][3]
-            self.events.insert(place, (number, 0, stream, context))
+                at = max(bisect.bisect_right(self.times, use.time_us), first[number] + 1)
+                if last[number] > first[number]:
+                    at = min(at, last[number])
+                found.setdefault(at, []).append((number, stream))
+        merged: list[tuple[int, int, int, Context]] = []
+        for at, event in enumerate(self.events):
+            merged += [(number, 0, stream, event[3]) for number, stream in found.get(at, ())]
+            merged.append(event)
+        end = self.events[-1][3] if self.events else _DEFAULT_PHASE
+        merged += [(number, 0, stream, end) for number, stream in found.get(len(self.events), ())]
+        self.events = merged
 
     def peak(self) -> int:
         """Highest sum of requested bytes."""
