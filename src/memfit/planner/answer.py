@@ -118,7 +118,11 @@ def plan(request: Request, *, lever: str = "") -> Answer:
     return Answer(
         request=request,
         plans=found.plans,
-        notes=(*found.field.space.notes, *_length_note(found.field.space.base.arch.max_positions, found.seq_len)),
+        notes=(
+            *found.field.space.notes,
+            *_host_note(found),
+            *_length_note(found.field.space.base.arch.max_positions, found.seq_len),
+        ),
         considered=found.considered,
         evaluated=found.evaluated,
         waterfall=waterfall(found),
@@ -173,6 +177,12 @@ def _served(request: Request) -> Answer:
         binding=Binding(kind="time", what=what, share=parts[name] / best.tpot_s if best.tpot_s else 0.0),
         most_sequences=found.most_sequences,
     )
+
+
+def _host_note(found: Found) -> tuple[str, ...]:
+    """What was taken for the host's memory, where something goes there."""
+    note = found.field.host_note
+    return (note,) if note and any(plan.estimate.host_bytes for plan in found.plans) else ()
 
 
 def _length_note(most: int, length: int | None) -> tuple[str, ...]:

@@ -205,3 +205,9 @@ def check_framework(framework: str) -> None:
     """
     if framework not in names():
         raise MemfitError(f"`{framework}` cannot be planned for", hint=f"one of {', '.join(names())}")
+
+
+def assumed_host_bytes(kind: str) -> int:
+    """Memory of a host that nobody stated, by the kind of its cards (``Gpu.kind``)."""
+    gib: int = _data("host.toml")["memory_gib"][kind]
+    return gib << 30

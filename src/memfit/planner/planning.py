@@ -11,6 +11,7 @@ from memfit.formula.resolve import resolve
 from memfit.formula.slack import most_needed
 from memfit.job import Strategy
 from memfit.planner import levers
+from memfit.planner.capabilities import assumed_host_bytes
 from memfit.planner.changes import penalty
 from memfit.planner.plans import Plan, make_plan
 from memfit.planner.request import Option, Request, options
@@ -30,7 +31,8 @@ class Field:
     option: Option
     space: Space
     limit_bytes: int
-    host_bytes: int | None
+    host_bytes: int
+    host_note: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +102,17 @@ def field_of(request: Request, option: Option, seq_len: int | None = None) -> Fi
     capacity = space.base.capacity_bytes
     assert capacity is not None, "the card is known"
     host = request.host_bytes or space.cluster.host_memory_bytes
-    share = None if host is None else int(host * HOST_SHARE) // space.cluster.gpus_per_node
-    return Field(option=option, space=space, limit_bytes=most_needed(capacity, request.risk), host_bytes=share)
+    note = ""
+    if host is None:
+        host = assumed_host_bytes(option.gpu.kind)
+        note = f"{host >> 30} GiB of memory in a host: not known for this machine (--host-memory)"
+    return Field(
+        option=option,
+        space=space,
+        limit_bytes=most_needed(capacity, request.risk),
+        host_bytes=int(host * HOST_SHARE) // space.cluster.gpus_per_node,
+        host_note=note,
+    )
 
 
 def fields_of(request: Request, seq_len: int | None = None) -> Iterator[Field]:
