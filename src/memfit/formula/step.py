@@ -686,7 +686,7 @@ class StageModel:
                             **base,
                             "grads": grads,
                             "fresh": fresh_now + waiting,
-                            "kept": earlier + sums[position] + pinned[-1] - pinned[position + 1],
+                            "kept": earlier + sums[position] + pinned[-1] - pinned[position + (not checkpointed)],
                             "block": working - fresh,
                             "gathered": gathered,
                             "buckets": self.buckets(trained, pending) + ring,
