@@ -36,6 +36,9 @@ SETTINGS: dict[str, Setting] = {
     "lora, checkpointing": Setting(method="lora", lora=LORA, vocab=SMALL, strategy={"checkpointing": "full"}),
     "lora, phi-2": Setting(model="phi-2", method="lora", lora=LORA),
     "qlora, blocks": Setting(method="qlora", lora=LORA, vocab=SMALL, strategy={"weights": "nf4"}),
+    "qlora, checkpointing": Setting(
+        method="qlora", lora=LORA, vocab=SMALL, strategy={"weights": "nf4", "checkpointing": "full"}
+    ),
     "qlora, 0.4": Setting(method="qlora", lora=LORA, strategy={"weights": "nf4"}),
     "qlora": Setting(method="qlora", lora=LORA, strategy={"weights": "nf4", "framework_version": "0.5.13"}),
 }

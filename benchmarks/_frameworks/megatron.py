@@ -1,7 +1,7 @@
 """Megatron-Core 0.16: GPTModel with the local layer spec (no TransformerEngine), its unfused attention and loss.
 
-The main-gradient buffers and the distributed optimizer need a real job and are not run, so that only what layers keep can be
-compared (``COMPARED``). What is compiled in a real job (``jit_fuser``) runs eagerly.
+The main-gradient buffers and the distributed optimizer need a real job and are not run, so that only what layers keep
+can be compared (``COMPARED``). What is compiled in a real job (``jit_fuser``) runs eagerly.
 """
 
 from __future__ import annotations

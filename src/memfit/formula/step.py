@@ -716,7 +716,7 @@ class StageModel:
                             **base,
                             "grads": grads,
                             "fresh": fresh + waiting,
-                            "kept": earlier + sums[position] + pinned[-1] - pinned[position + 1],
+                            "kept": earlier + sums[position] + pinned[-1] - pinned[position + (not checkpointed)],
                             "block": working - fresh - copied,
                             "gathered": gathered,
                             "buckets": self.buckets(trained, pending) + ring,
