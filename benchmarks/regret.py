@@ -9,9 +9,10 @@ the step time and whether it fits; its pick is the smallest predicted step time 
 exact ties). LOST THROUGHPUT is 1 - tokens/s of the pick / tokens/s of the best measured; a pick that failed or ran out
 of memory loses 1, and so does "nothing fits"; a loss under 2 % counts 0. At top-3 the best of the first three counts.
 
-memfit lets a candidate pass whose P(OOM) is at most ``--risk``, and whose reserved memory stays on the card with 95 %
-(else the allocator gives its cache back in every step, which is slow, and what is left is close to failing); where none
-passes, the least likely to fail is picked. Predictions within 2 % of the fastest are ties: the least tp*pp comes first.
+memfit lets a candidate pass whose P(OOM) is at most ``--risk`` and whose reserved memory exceeds the card with at most
+that probability (else the allocator gives its cache back in every step, which is slow, and what is left is close to
+failing); where none passes, the least likely to fail is picked. Predictions within 2 % of the fastest are ties: the
+least tp*pp comes first.
 Beside it stand: random; random among those that ran; two rules that are told what runs (least tp*pp, then the largest
 micro-batch; tp up to 8 first, then the same); memfit's time model alone, told what runs; and, with ``--peers``,
 llm-analysis in an environment of its own below DIR (default ``build/peers``; Calculon is not on the package index).
@@ -52,7 +53,6 @@ NOISE = 0.02
 LEAST = 3
 LEAST_WITH_FAILURES = 5
 RISK = 0.01
-RETRIES = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def memfit_key(risk: float, candidates: Sequence[Candidate]) -> Key:
     Predictions closer to the fastest than a measurement is noisy are ties: of them the one with the least tensor and
     pipeline parallelism comes first (it depends least on links that nobody measured), then the one with most room.
     """
-    passed = [c for c in candidates if c.p_oom <= risk and c.p_retry <= RETRIES and c.step_s is not None]
+    passed = [c for c in candidates if c.p_oom <= risk and c.p_retry <= risk and c.step_s is not None]
     if not passed:
         return lambda c: c.p_oom if c.step_s is not None else None
     border = min(c.step_s for c in passed if c.step_s is not None) * (1 + NOISE)

@@ -240,14 +240,18 @@ def _checked(answer: Answer) -> Answer:
 
 
 def _trace(plan: Plan) -> Any:
+    """What the real module says. Two micro-batches are traced: more of them accumulate into the same gradients."""
     import os
+    from dataclasses import replace
 
+    from memfit.formula.estimate import estimate
     from memfit.planner.answer import Checked
     from memfit.trace.answer import answer as answer_of
     from memfit.trace.answer import described
     from memfit.trace.extrapolate import trace_job_deep
 
-    found = plan.estimate
+    strategy = replace(plan.job.strategy, grad_accum=min(plan.job.strategy.grad_accum or 1, 2))
+    found = estimate(replace(plan.job, strategy=strategy, task=replace(plan.job.task, global_batch=None)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         trace = trace_job_deep(found, full=False, rank=0, stage=found.fullest, engine="auto", steps=2)

@@ -189,6 +189,9 @@ def make_space(
     cluster = make_cluster(gpu, gpus, gpus_per_node=job.hardware.gpus_per_node)
     cap = capability(framework)
     values: dict[str, Any] = {**resolved.values, "gpus_per_node": cluster.gpus_per_node, "gpus": gpus}
+    if "precision" not in stated and "bf16" not in gpu.flops and values["precision"].startswith("bf16"):
+        values["precision"] = values["precision"].replace("bf16", "fp16")
+        notes.append(f"precision {values['precision']}: the card does not multiply in bf16")
     micro, accum = stated.get("micro_batch"), stated.get("grad_accum")
     batch = stated.get("global_batch")
     open_batch = open_batch and batch is None and not micro
