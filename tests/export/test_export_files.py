@@ -215,7 +215,8 @@ WORDS = st.sampled_from(
 TREES = st.dictionaries(
     st.sampled_from(KEYS),
     st.recursive(
-        LEAVES | WORDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+        LEAVES | WORDS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
         max_leaves=6,
     ),
     max_size=8,
