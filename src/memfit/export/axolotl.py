@@ -248,7 +248,7 @@ def read(source: Source) -> Found:
     """Fields from an axolotl configuration."""
     found = Found()
     keys = Keys(source.tree, found)
-    found.set("name", keys.take("base_model"))
+    found.set("name", keys.text("base_model"))
     attention = keys.word(hf.ATTENTION_READ, "attn_implementation")
     for key, value in (("flash_attention", "flash"), ("sdp_attention", "sdpa"), ("eager_attention", "eager"),
                        ("flex_attention", "flash"), ("xformers_attention", "flash")):  # fmt: skip
@@ -279,18 +279,18 @@ def _read_method(keys: Keys, found: Found) -> None:
     four, eight = keys.flag("load_in_4bit"), keys.flag("load_in_8bit")
     dora, linear = keys.flag("peft_use_dora"), keys.flag("lora_target_linear")
     alpha, dropout = keys.number("lora_alpha"), keys.number("lora_dropout")
-    names, also = keys.take("lora_target_modules"), keys.take("lora_modules_to_save")
+    names, also = keys.names("lora_target_modules"), keys.names("lora_modules_to_save")
     inner = keys.table("bnb_config_kwargs")
     kind, double = inner.take("bnb_4bit_quant_type"), inner.flag("bnb_4bit_use_double_quant")
     inner.rest(also=("bnb_4bit_quant_storage", "bnb_4bit_compute_dtype"))
-    unfrozen = keys.take("unfrozen_parameters")
-    if adapter in ("lora", "qlora", "dora"):
+    unfrozen = keys.names("unfrozen_parameters")
+    if str(adapter) in ("lora", "qlora", "dora"):
         low = four or eight or adapter == "qlora"
         found.set("method", rl or ("qlora" if low else "dora" if dora or adapter == "dora" else "lora"))
         found.set("lora_rank", rank or 8)
         found.set("lora_alpha", alpha)
         found.set("lora_dropout", dropout)
-        found.set("lora_targets", "all-linear" if linear or names == "all-linear" else names)
+        found.set("lora_targets", "all-linear" if linear or names == ("all-linear",) else names)
         found.set("lora_train_also", also)
         if low:
             bits4 = "fp4" if kind == "fp4" else "nf4" if double is False else "nf4-dq"
@@ -299,7 +299,7 @@ def _read_method(keys: Keys, found: Found) -> None:
         keys.odd("adapter", adapter)
     elif unfrozen:
         found.set("method", "freeze")
-        found.set("trainable", tuple(_pattern(str(name)) for name in unfrozen))
+        found.set("trainable", tuple(_pattern(name) for name in unfrozen))
     else:
         found.set("method", rl or "full")
 
@@ -350,7 +350,9 @@ def _read_precision(keys: Keys, found: Found) -> None:
     if keys.flag("fp8"):
         found.values["strategy.precision"] = "fp8"
         return
-    mixed = "fp16" if fp16 else "bf16" if bf16 in (True, "auto", "full") or (bf16 is None and not plain) else None
+    mixed = (
+        "fp16" if fp16 else "bf16" if bf16 is True or bf16 in ("auto", "full") or (bf16 is None and not plain) else None
+    )
     adapters = found.get("lora_rank") is not None
     word = plain or "fp32"
     if mixed:

@@ -368,7 +368,7 @@ def read_fsdp(keys: Keys, found: Found) -> None:
     stated = keys.take("fsdp")
     config = keys.table("fsdp_config")
     version = keys.whole("fsdp_version") or config.whole("version", "fsdp_version")
-    words = " ".join(stated) if isinstance(stated, list) else str(stated or "")
+    words = " ".join(map(str, stated)) if isinstance(stated, list) else str(stated or "")
     on = bool(words.strip()) and words.lower() not in ("false", "none")
     reshard = config.take("reshard_after_forward", "fsdp_reshard_after_forward")
     strategy = str(config.take("fsdp_sharding_strategy", "sharding_strategy") or reshard or words).upper()
@@ -417,7 +417,7 @@ def read_deepspeed_file(source: Source, stated: Any, found: Found) -> None:
 
 def read_model(keys: Keys, found: Found) -> str | None:
     """Model, adapters and quantisation, as TRL's ModelConfig names them; the dtype that the model is loaded in."""
-    found.set("name", keys.take("model_name_or_path"))
+    found.set("name", keys.text("model_name_or_path"))
     loaded = keys.word({**DTYPES_READ, "auto": None}, "dtype", "torch_dtype")
     found.set("attention", keys.word(ATTENTION_READ, "attn_implementation"))
     read_adapters(keys, found)
@@ -429,7 +429,7 @@ def read_adapters(keys: Keys, found: Found) -> None:
     on, dora = keys.flag("use_peft"), keys.flag("use_dora")
     rank = keys.whole("lora_r", "lora_rank")
     alpha_, dropout = keys.number("lora_alpha"), keys.number("lora_dropout")
-    names, also = keys.take("lora_target_modules"), keys.take("lora_modules_to_save")
+    names, also = keys.names("lora_target_modules"), keys.names("lora_modules_to_save")
     four, eight = keys.flag("load_in_4bit"), keys.flag("load_in_8bit")
     kind, nested = keys.take("bnb_4bit_quant_type"), keys.flag("use_bnb_nested_quant")
     for key in ("bnb_4bit_quant_storage", "bnb_4bit_compute_dtype", "lora_task_type"):
@@ -441,7 +441,7 @@ def read_adapters(keys: Keys, found: Found) -> None:
     found.set("lora_alpha", alpha_)
     found.set("lora_dropout", dropout)
     if names is not None:
-        found.set("lora_targets", names[0] if names == ["all-linear"] else names)
+        found.set("lora_targets", names[0] if names == ("all-linear",) else names)
     found.set("lora_train_also", also)
     if four or eight:
         found.set("weights", "int8" if eight else "fp4" if kind == "fp4" else "nf4-dq" if nested else "nf4")

@@ -11,7 +11,7 @@ from typing import Any
 
 from memfit.errors import InputFileError, MemfitError
 from memfit.export import NAMES, Target, target
-from memfit.export.modules import IMPORTS, imports, parse_module
+from memfit.export.modules import Module, read_module
 from memfit.export.reading import Found, Source
 from memfit.job import BY_PATH, Job, load
 from memfit.job.fields import SECTIONS
@@ -63,7 +63,7 @@ def import_files(
         tree = _tree(path)
         tool = target(of) if of is not None else recognise(tree, show_path(path))
         assert tool.read is not None
-        if not isinstance(tree, Mapping):
+        if not isinstance(tree, Mapping) and not (isinstance(tree, Module) and tool.name == "torchtitan"):
             raise InputFileError(f"{show_path(path)} does not hold a configuration: it is not a table")
         whole.merge(tool.read(Source(name=show_path(path), tree=tree, beside=partial(_beside, Path(path).parent))))
         tools.append(tool)
@@ -77,10 +77,10 @@ def recognise(tree: Any, name: str) -> Target:
     Raises:
         InputFileError: no tool is known by these keys.
     """
+    if isinstance(tree, Module):
+        return target("torchtitan")
     if isinstance(tree, Mapping):
         keys = frozenset(tree)
-        if IMPORTS in keys:
-            return target("torchtitan")
         for which in _ORDER:
             tool = target(which)
             if not tool.never & keys and any(mark <= keys for mark in tool.marks):
@@ -99,7 +99,7 @@ def _tree(path: str | os.PathLike[str]) -> Any:
             raise InputFileError(f"{show_path(path)}: not a known kind of file", hint=f"one of {', '.join(known)}")
         return read_tree(path, limit=MAX_BYTES)
     text = read_text(path, limit=MAX_BYTES)
-    return {**parse_module(text, show_path(path)), IMPORTS: imports(text, show_path(path))}
+    return read_module(text, show_path(path))
 
 
 def _beside(folder: Path, name: str) -> Any:

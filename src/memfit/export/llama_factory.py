@@ -156,7 +156,7 @@ def read(source: Source) -> Found:
     """Fields from the YAML of ``llamafactory-cli train``."""
     found = Found()
     keys = Keys(source.tree, found)
-    found.set("name", keys.take("model_name_or_path"))
+    found.set("name", keys.text("model_name_or_path"))
     found.set("attention", keys.word({**_ATTENTION_READ, "auto": None}, "flash_attn"))
     stage = keys.word({"pt": "full", "sft": "full", "dpo": "dpo"}, "stage", what="memfit knows pt, sft and dpo")
     found.set("seq_len", keys.whole("cutoff_len") or 2048)
@@ -189,7 +189,7 @@ def _read_method(keys: Keys, found: Found, stage: str | None) -> None:
     bits, storage = keys.whole("quantization_bit"), keys.take("quantization_type")
     nested = keys.flag("double_quantization")
     rank, alpha, dropout = keys.whole("lora_rank"), keys.number("lora_alpha"), keys.number("lora_dropout")
-    names, also, dora = keys.take("lora_target"), keys.take("additional_target"), keys.flag("use_dora")
+    names, also, dora = keys.names("lora_target"), keys.names("additional_target"), keys.flag("use_dora")
     layers, modules = keys.number("freeze_trainable_layers"), keys.take("freeze_trainable_modules")
     if kind == "lora":
         found.set("method", stage if stage == "dpo" else "qlora" if bits else "dora" if dora else "lora")
@@ -212,11 +212,11 @@ def _read_method(keys: Keys, found: Found, stage: str | None) -> None:
             keys.odd("finetuning_type", kind)
 
 
-def _names(value: Any, everything: str) -> Any:
-    if value is None or (everything and value == everything):
-        return "all-linear" if value else None
-    names = value if isinstance(value, list) else str(value).split(",")
-    return tuple(str(name).strip() for name in names if str(name).strip())
+def _names(value: tuple[str, ...] | None, everything: str) -> str | tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(name.strip() for text in value for name in text.split(",") if name.strip())
+    return "all-linear" if everything and names == (everything,) else names or None
 
 
 def _defaults(job: Job) -> Mapping[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from memfit.errors import InputFileError
@@ -12,8 +14,23 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 CALL = "()"
 """Key of a call's name in its table."""
-IMPORTS = "import"
-"""Key of the imported names of a module: name -> dotted origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module as data: what its functions return, and its imported names with their dotted origin."""
+
+    functions: Mapping[str, Mapping[str, Any]]
+    imports: Mapping[str, str]
+
+
+def read_module(text: str, name: str) -> Module:
+    """A module as data.
+
+    Raises:
+        InputFileError: not Python, too large or nested too deep.
+    """
+    return Module(parse_module(text, name), imports(text, name))
 
 
 def parse_module(text: str, name: str) -> dict[str, dict[str, Any]]:

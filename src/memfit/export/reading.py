@@ -134,6 +134,25 @@ class Keys:
         self.odd(keys[0], value)
         return None
 
+    def text(self, *keys: str) -> str | None:
+        """A text; other values are reported."""
+        value = self.take(*keys)
+        if value is None or isinstance(value, str):
+            return value or None
+        self.odd(keys[0], value)
+        return None
+
+    def names(self, *keys: str) -> tuple[str, ...] | None:
+        """A list of texts, or one text; other values are reported."""
+        value = self.take(*keys)
+        if isinstance(value, str):
+            return (value,) if value else None
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value) or None
+        if value is not None:
+            self.odd(keys[0], value)
+        return None
+
     def word(self, table: Mapping[str, Any], *keys: str, what: str = "") -> Any:
         """What a word stands for in ``table`` (keys lower case); a word that is not there is reported."""
         value = self.take(*keys)

@@ -84,7 +84,7 @@ def scalar(value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _NOT_TEXT and text == text.strip() and not text.startswith("."):
         return text
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def yaml(settings: Iterable[Setting], indent: int = 0) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memfit.export.modules import CALL, IMPORTS
+from memfit.export.modules import CALL, Module
 from memfit.export.reading import Found, Keys, Source
 
 FLAVORS: Mapping[str, tuple[str, str]] = {
@@ -47,7 +47,7 @@ def read(source: Source) -> Found:
     """Fields from a module's function that returns ``Trainer.Config``, or from a TOML of torchtitan before 0.3."""
     found = Found()
     tree = source.tree
-    if IMPORTS in tree:
+    if isinstance(tree, Module):
         _module(tree, found)
     else:
         _toml(tree, found)
@@ -55,8 +55,8 @@ def read(source: Source) -> Found:
     return found
 
 
-def _module(tree: Mapping[str, Any], found: Found) -> None:
-    functions = {name: table for name, table in tree.items() if name != IMPORTS and "training" in table}
+def _module(tree: Module, found: Found) -> None:
+    functions = {name: table for name, table in tree.functions.items() if "training" in table}
     if not functions:
         found.warn("no function of the module returns a Trainer.Config that is written out")
         return
@@ -65,7 +65,7 @@ def _module(tree: Mapping[str, Any], found: Found) -> None:
         found.warn(f"of {len(functions)} functions `{name}` is read")
     spec = table.get("model_spec")
     spec = spec if isinstance(spec, Mapping) else {}
-    home = str(tree[IMPORTS].get(spec.get(CALL), "")).split(".")
+    home = str(tree.imports.get(str(spec.get(CALL)), "")).split(".")
     _model(home[2] if len(home) > 2 else "", spec.get("0") or spec.get("flavor"), found)
     keys = Keys({key: value for key, value in table.items() if key != CALL}, found)
     pure = _training(keys.table("training"), found)

@@ -204,7 +204,7 @@ def read(source: Source) -> Found:
     keys = Keys(source.tree, found)
     loaded = hf.read_model(keys, found)
     found.set("seq_len", keys.whole("seq_len", "max_seq_length", "block_size", "model_max_length"))
-    names = keys.take("trainable")
+    names = keys.names("trainable")
     frozen = keys.word(hf.DTYPES_READ, "frozen_dtype")
     if names:
         found.set("method", "freeze")
@@ -224,11 +224,11 @@ def read(source: Source) -> Found:
     return found
 
 
-def _read_trainable(names: list[str]) -> int | float | tuple[str, ...]:
-    first = str(names[0])
+def _read_trainable(names: tuple[str, ...]) -> int | float | tuple[str, ...]:
+    first = names[0]
     if len(names) == 1 and first.replace(".", "", 1).isdigit():
         return float(first) if "." in first else int(first)
-    return tuple(names)
+    return names
 
 
 TARGET = Target(

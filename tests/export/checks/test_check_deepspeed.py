@@ -63,7 +63,7 @@ def test_the_parser_refuses_what_it_should(world):
         DeepSpeedConfig({**tree, "zero_optimization": {**tree["zero_optimization"], "stagge": 3}})
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [2, 3])
 def test_the_engine_trains(tmp_path, zero):
     tokens(tmp_path / "tokens.pt")
     folder = tiny("deepspeed", tmp_path / "run", precision="fp32", zero=zero)
