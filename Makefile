@@ -47,7 +47,7 @@ test: $(VENV)/.memfit $(VENV)/.group-test ## the test suite: no GPU, no torch, n
 test-slow: $(VENV)/.memfit $(VENV)/.group-test $(VENV)/.group-slow ## the tests that hold memfit against torch and transformers
 	$(BIN)/python -m pytest -q -n $(JOBS) -m slow
 
-test-mirage: $(VENV)/.memfit $(VENV)/.group-test ## the allocator simulation against the binaries of released wheels (gcc, network)
+test-mirage: $(VENV)/.memfit $(VENV)/.group-test ## real CUDA wheels of torch: its allocator, and torch on the imaginary GPU (gcc, network, 2 GB)
 	$(BIN)/python -m pytest -q -m mirage tests/mirage
 
 test-export: ## exports held against the tools they are for, each in its own environment: EXPORT="hf infra ..." or all

@@ -21,7 +21,7 @@ from memfit.mirage import prepare
 from memfit.mirage.environments import find_environment, make_environment, plan_environment
 
 RECORDED = Path(__file__).with_name("recorded")
-RELEASES = ("2.9.1", "2.13.0", "2.15.0")
+RELEASES = ("2.9.1", "2.11.0", "2.13.0", "2.15.0")
 CARDS = ("t4", "a100-sxm-80gb", "l4", "h100-sxm-80gb", "b200-sxm", "rtx-5090")
 
 # operation, arguments: [shape, dtype] is a tensor, [[shape, dtype], ...] in a "list" a list of them, the rest plain

@@ -9,15 +9,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Programs and their libraries lie above, so no host pointer falls into it. */
+/* 64 TiB for each device. Programs and their libraries lie above those of the first; the others lie beyond what a host
+ * pointer can be. */
 #define FIRST_ADDRESS 0x100000000000ull
 #define ADDRESS_SPACE 0x400000000000ull
+#define DEVICE_SHIFT 48
 #define SMALL MIB /* smaller allocations share pages of 2 MiB */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static mirage_gpu gpu;
-static uint64_t space_per_device;
 static FILE *log_file;
 static char summary_path[4096];
 static unsigned long long launches, reads, read_bytes, unknown_calls;
@@ -85,8 +86,6 @@ static void start(void) {
   gpu.lag = setting("LAG", 0);
   gpu.order = !strcmp(order, "ascending") ? 0 : !strcmp(order, "descending") ? -1 : atoll(order);
   gpu.ones = !strcmp(text_setting("VALUES", "zeros"), "ones");
-  space_per_device = ADDRESS_SPACE;
-  for (int devices = 1; devices < gpu.count; devices *= 2) space_per_device /= 2;
   if ((path = text_setting("LOG", NULL))) {
     char name[4096];
     with_pid(name, sizeof name, path);
@@ -144,7 +143,7 @@ typedef struct {
 } account;
 static account accounts[MAX_DEVICES];
 
-static uint64_t first_of(int device) { return FIRST_ADDRESS + (uint64_t)device * space_per_device; }
+static uint64_t first_of(int device) { return FIRST_ADDRESS + ((uint64_t)device << DEVICE_SHIFT); }
 
 static size_t after(const account *a, uint64_t at) { /* index of the first range above an address */
   size_t low = 0, high = a->count;
@@ -161,7 +160,7 @@ static range *holding(account *a, uint64_t at) {
 }
 static int vacant(const account *a, int device, uint64_t at, size_t size) {
   size_t i = after(a, at);
-  if (at < first_of(device) || at + size > first_of(device) + space_per_device) return 0;
+  if (at < first_of(device) || at + size > first_of(device) + ADDRESS_SPACE) return 0;
   if (i && a->ranges[i - 1].at + a->ranges[i - 1].size > at) return 0;
   return i == a->count || a->ranges[i].at >= at + size;
 }
@@ -178,10 +177,10 @@ static uint64_t choose(account *a, int device, size_t size) {
   uint64_t at = 0;
   if (!a->low) {
     a->low = first_of(device) + GRANULE;
-    a->high = first_of(device) + space_per_device;
+    a->high = first_of(device) + ADDRESS_SPACE;
   }
-  if (size + 2 * GRANULE >= space_per_device) return 0;
-  if (gpu.order == 0 && a->low + size + GRANULE <= first_of(device) + space_per_device) {
+  if (size + 2 * GRANULE >= ADDRESS_SPACE) return 0;
+  if (gpu.order == 0 && a->low + size + GRANULE <= first_of(device) + ADDRESS_SPACE) {
     at = a->low;
     a->low += size + GRANULE;
   } else if (gpu.order < 0 && a->high >= first_of(device) + size + 2 * GRANULE) {
@@ -192,7 +191,7 @@ static uint64_t choose(account *a, int device, size_t size) {
       uint64_t mixed = (++a->scattered + (uint64_t)gpu.order * 0x9E3779B97F4A7C15ull) * 0xBF58476D1CE4E5B9ull;
       mixed = (mixed ^ mixed >> 31) * 0x94D049BB133111EBull;
       mixed ^= mixed >> 29;
-      at = first_of(device) + GRANULE + mixed % ((space_per_device - size - GRANULE) / GRANULE) * GRANULE;
+      at = first_of(device) + GRANULE + mixed % ((ADDRESS_SPACE - size - GRANULE) / GRANULE) * GRANULE;
       if (!vacant(a, device, at, size)) at = 0;
     }
   }
@@ -249,11 +248,9 @@ static void discharge(int device, size_t size) {
 }
 
 EXPORT int mirage_owner(const void *address) {
-  uint64_t at = (uint64_t)address;
-  mirage_device();
+  uint64_t device = (uint64_t)address >> DEVICE_SHIFT, at = (uint64_t)address & (((uint64_t)1 << DEVICE_SHIFT) - 1);
   if (at < FIRST_ADDRESS || at >= FIRST_ADDRESS + ADDRESS_SPACE) return -1;
-  int device = (int)((at - FIRST_ADDRESS) / space_per_device);
-  return device < gpu.count ? device : -1;
+  return device < (uint64_t)mirage_device()->count ? (int)device : -1;
 }
 EXPORT int mirage_take(int device, size_t size) {
   mirage_device();
