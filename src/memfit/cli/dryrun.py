@@ -109,6 +109,7 @@ def _runs(words: tuple[str, ...], given: dict[str, Any]) -> list[DryRun]:
         online=given["online"],
     )
 
+    total = _size("--memory", given["memory"])
     libraries = extensions(python)
 
     def environment(total_bytes: int | None) -> dict[str, str]:
@@ -123,7 +124,7 @@ def _runs(words: tuple[str, ...], given: dict[str, Any]) -> list[DryRun]:
 
     more: dict[str, Any] = {
         "base": dict(os.environ),
-        "total_bytes": _size("--memory", given["memory"]),
+        "total_bytes": total,
         "settings": () if given["quiet"] else allocator_settings(given["what_ifs"]),
         "echo": _echo if given["verbose"] else None,
         "say": _say if not given["quiet"] else (lambda _text: None),

@@ -24,7 +24,10 @@ def _packed_sequences(module: Any) -> None:
         return
 
     def find_packed_sequence_indices(position_ids: Any) -> Any:
-        if original(position_ids) is not None:
+        found = original(position_ids)
+        if sys.modules["torch"].compiler.is_compiling():  # it does not look then, on a GPU neither
+            return found
+        if found is not None:
             note("transformers: each row holds one sequence (packed rows would add a mask to the attention)")
         return None
 

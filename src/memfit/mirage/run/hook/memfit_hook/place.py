@@ -15,6 +15,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from . import when
+
 LOAD, FORWARD, BACKWARD, OPTIMIZER = "load", "forward", "backward", "optimizer"
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -58,7 +60,7 @@ class Place:
         from torch.nn.modules import module
         from torch.optim import optimizer
 
-        # No compiled code calls these, but Dynamo would look into them: it sees constants and goes on.
+        when.imported("torch._dynamo.callback", self._compilation)
         module.register_module_forward_pre_hook(self._enter)
         module.register_module_forward_hook(self._leave, always_call=True)
         optimizer.register_optimizer_step_pre_hook(self._enter_step)
@@ -67,6 +69,29 @@ class Place:
         self._engine = autograd._engine_run_backward
         autograd._engine_run_backward = self._backward
         self.mark(LOAD, "", "")
+
+    def _compilation(self, dynamo: Any) -> None:
+        """Dynamo traces through hooks that it meets, which changes the graph: it must not meet these."""
+        from torch.nn.modules import module
+
+        names = ("_global_forward_pre_hooks", "_global_forward_hooks", "_global_forward_hooks_always_called",
+                 "_global_forward_hooks_with_kwargs")  # fmt: skip
+        tables = [getattr(module, name) for name in names if hasattr(module, name)]
+        taken: list[dict[Any, Any]] = []
+
+        def begin(*_args: Any) -> None:
+            if not taken:
+                taken.extend(dict(table) for table in tables)
+                for table in tables:
+                    table.clear()
+
+        def end(*_args: Any) -> None:
+            for table, entries in zip(tables, taken):  # noqa: B905 - Python 3.9
+                table.update(entries)
+            taken.clear()
+
+        dynamo.callback_handler.register_start_callback(begin)
+        dynamo.callback_handler.register_end_callback(end)
 
     def mark(self, phase: str, module: str, op: str, recompute: bool = False) -> None:
         """What this thread allocates from now on happens here."""
