@@ -65,7 +65,9 @@ EXAMPLES: dict[str, Example] = {
          "lora": {"rank": 16, "targets": "all-linear"}, "checkpointing": "full", "weights": "nf4-dq",
          "optimizer": "paged-adamw-8bit"},
         "prepare_model_for_kbit_training turns what is not quantised into fp32 (embedding, head, norms)"),
-    "float8": Example({**_TINY, "precision": "fp8"}, "the trace does not know float8; the job's fp8 means fp32 master weights, the script trains bf16 ones"),
+    "float8": Example(
+        {**_TINY, "precision": "fp8"},
+        "the trace does not know float8; the job's fp8 means fp32 master weights, the script trains bf16 ones"),
     "int8": Example(None, "inference: no training job states it"),
     "compiled": Example({**_TINY, "config": "model:4", "precision": "bf16", "compile": True},
                         "Inductor fuses casts, softmax and loss, so fewer copies of the logits stand side by side"),
@@ -74,8 +76,9 @@ EXAMPLES: dict[str, Example] = {
     "fsdp2": Example(
         {"model": "llama-3.1-405b", "seq_len": 4096, "micro_batch": 1, "framework": "torch", "precision": "bf16-mixed",
          "gpus": 512, "zero": 3, "checkpointing": "full"}, ""),
-    "deepspeed_zero": Example({**_TINY, "precision": "bf16", "gpus": 8, "zero": 3, "framework": "deepspeed"},
-                              "stage3_max_live_parameters (1e9) is more than this model has, so gathered weights stay"),
+    "deepspeed_zero": Example(
+        {**_TINY, "precision": "bf16", "gpus": 8, "zero": 3, "framework": "deepspeed"},
+        "stage3_max_live_parameters (1e9) is more than this model has, so gathered weights stay"),
 }  # fmt: skip
 
 
