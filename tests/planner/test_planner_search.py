@@ -56,6 +56,30 @@ def test_the_chain_of_checkpointing_is_one(name):
         assert (np.diff(times, axis=0) >= -1e-12 * times[:-1]).all()
 
 
+@pytest.mark.parametrize(("framework", "gpu"), [("torch", "2xh100"), ("torchtune", "2xh100"), ("torchtitan", "4xh100")])
+def test_branches_that_are_left_out_are_never_better(framework, gpu):
+    """A compiled loss against an eager one, 1F1B against GPipe."""
+    fields = {"model": "llama-3.2-1b", "gpu": gpu, "framework": framework, "seq_len": 2048, "global_batch": 8, "cp": 1}
+    space = space_of(fields, zero=3, pp_schedule=None, checkpointing="full")
+    judge = Search(space, limit_bytes=1 << 62)
+    seen = set()
+    for chosen, layout in space.roots():
+        values = {**{n: layout.static[n] for n in levers.STRUCTURAL}, **chosen}
+        better = {**values, "loss": "compiled"} if values["loss"] == "eager" else values
+        better = {**better, "pp_schedule": "1f1b"} if values["pp_schedule"] == "gpipe" else better
+        if better == values or values["pp_schedule"] == "interleaved":
+            continue
+        seen |= {n for n in better if better[n] != values[n]}
+        for compile_ in space.values["compile"]:
+            rest = {"checkpointing": "full", "offload": (), "reshard": True, "compile": compile_}
+            if space.forbidden({**values, **rest}):
+                continue
+            worse, good = {**values, **rest}, {**better, **rest}
+            assert (judge._time(good, layout.columns) <= judge._time(worse, layout.columns) * (1 + 1e-9)).all()
+            assert (judge._memory(good, layout.columns)[0] <= judge._memory(worse, layout.columns)[0]).all()
+    assert seen == ({"loss", "pp_schedule"} if framework == "torchtitan" else {"loss"})
+
+
 @pytest.mark.parametrize("name", ["trl", "torchtitan"])
 def test_the_answer_does_not_depend_on_chance(name):
     space = space_of(SMALL[name])

@@ -155,7 +155,7 @@ class Search:
 
     def run(self) -> Outcome:
         """Search the whole space."""
-        roots = [self._root(c, layout) for c, layout in self.space.roots() if not self._beaten(layout)]
+        roots = [self._root(c, layout) for c, layout in self.space.roots() if not self._beaten(c, layout)]
         for node in sorted((node for node in roots if node is not None), key=self._promise):
             self._enter(node)
         ranked = sorted(self.state.found.values(), key=lambda c: c.order)
@@ -259,10 +259,15 @@ class Search:
         if middle < high:
             self._head(_keep(node, ~fits), chain, fits_at=fits_at, above=middle + 1)
 
-    def _beaten(self, layout: Layout) -> bool:
-        """GPipe has the bubble of 1F1B and keeps every micro-batch: with both at hand it is never better."""
-        free = "pp_schedule" not in self.space.fixed
-        return free and layout.static["pp_schedule"] == "gpipe" and "1f1b" in self.space.cap.schedules
+    def _beaten(self, chosen: Mapping[str, Any], layout: Layout) -> bool:
+        """Whether another branch is never slower and never needs more.
+
+        GPipe has the bubble of 1F1B and keeps every micro-batch; an eager loss makes copies that a compiled one saves.
+        """
+        schedules = () if "pp_schedule" in self.space.fixed else self.space.cap.schedules
+        if layout.static["pp_schedule"] == "gpipe" and "1f1b" in schedules:
+            return True
+        return chosen["loss"] == "eager" and "compiled" in self.space.values["loss"]
 
     def _promise(self, node: _Node) -> float:
         return float((self.penalty(node.chosen, node.rows) * RANK + node.seconds).min())

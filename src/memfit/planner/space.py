@@ -129,7 +129,7 @@ class Space:
         values = self.values[lever]
         if lever == "checkpointing" and chosen["pp"] > 1 and len(values) > 1:
             # every n-th layer of each chunk of the model: other steps would burden the stages unequally
-            chunk = self.base.arch.num_layers // (chosen["pp"] * chosen["virtual_pp"])
+            chunk = -(-self.base.arch.num_layers // (chosen["pp"] * chosen["virtual_pp"]))
             return tuple(v for v in values if isinstance(v, str) or chunk % v == 0)
         return values
 
