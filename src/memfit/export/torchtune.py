@@ -42,7 +42,14 @@ _OPTIMIZERS = {
     "momentum": "torch.optim.SGD",
     "adafactor": "torch.optim.Adafactor",
 }
-_LINEAR = ("q_proj", "k_proj", "v_proj", "output_proj")
+_ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "output_proj"}
+_MLP = {"gate_proj", "up_proj", "down_proj"}
+
+
+def _targets(plan: Plan) -> tuple[list[str], set[str]]:
+    """(torchtune's names of the adapted projections of attention, the other targets)."""
+    names = (*_ATTENTION, *sorted(_MLP)) if isinstance(plan.lora_targets, str) else plan.lora_targets
+    return [_ATTENTION[name] for name in names if name in _ATTENTION], {n for n in names if n not in _ATTENTION}
 
 
 def _builder(plan: Plan) -> _Model | None:
@@ -78,9 +85,9 @@ def _check(plan: Plan) -> Iterator[JobError]:
         word = plan.precision
         if not low and plan.weights != word:
             yield cannot("strategy.weights", plan.weights, tool, why=f"frozen weights are held in {word}")
-        known = {"q_proj", "k_proj", "v_proj", "o_proj"}
-        if isinstance(plan.lora_targets, tuple) and not set(plan.lora_targets) <= known:
-            why = "by name it takes the projections of attention"
+        attention, others = _targets(plan)
+        if not attention or others not in (set(), _MLP):
+            why = "it takes projections of attention by name, and those of the MLP all or none"
             yield cannot("task.lora.targets", plan.lora_targets, tool, why=why, hint="targets = all-linear")
         if plan.method == "qlora" and not low:
             yield cannot("strategy.weights", plan.weights, tool, why="QLoRA is nf4-dq")
@@ -96,12 +103,11 @@ def _model(plan: Plan) -> list[Setting]:
     if not plan.adapters:
         return [Setting("_component_", f"torchtune.models.{built.module}.{built.builder}")]
     kind = "qlora" if plan.method == "qlora" else "lora"
-    everything = plan.lora_targets == "all-linear"
-    names = list(_LINEAR) if everything else [name.replace("o_proj", "output_proj") for name in plan.lora_targets]
+    attention, mlp = _targets(plan)
     rows = [
         Setting("_component_", f"torchtune.models.{built.module}.{kind}_{built.builder}", f"method {plan.method}"),
-        Setting("lora_attn_modules", names, plan.origin("lora_targets")),
-        Setting("apply_lora_to_mlp", everything),
+        Setting("lora_attn_modules", attention, plan.origin("lora_targets")),
+        Setting("apply_lora_to_mlp", bool(mlp)),
         Setting("lora_rank", plan.lora_rank, plan.origin("lora_rank")),
         Setting("lora_alpha", hf.alpha(plan)),
         Setting("lora_dropout", float(plan.lora_dropout)),
