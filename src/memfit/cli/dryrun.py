@@ -61,7 +61,7 @@ def command(ctx: click.Context, /, *, words: tuple[str, ...], **given: Any) -> i
     \b
     Examples:
       memfit dryrun --gpu h100-sxm-80gb -- python train.py --batch 8
-      memfit dryrun --gpu 8xl40s --ranks 64 -- torchrun --nproc-per-node 8 train.py
+      memfit dryrun --gpu 8xl40s --ranks 64 -- torchrun --nproc-per-node 8 t.py
       memfit dryrun --gpu rtx-4090 --fake-weights --fake-data text -- python ft.py
     """
     if words[:1] == ("setup",):
