@@ -147,7 +147,8 @@ TARGET = Target(
     title="Megatron-Bridge",
     version="0.3",
     about="Python script that builds a `ConfigContainer` from a Hugging Face checkpoint",
-    checked="the script's `config()` runs with Megatron-Bridge's own classes (Transformer Engine replaced by a stub)",
+    checked="the script's `config()` runs with Megatron-Bridge's own classes "
+    "(GPU libraries and the checkpoint's reader are stubs)",
     framework=("megatron", None),
     levers={
         **megatron.LEVERS,

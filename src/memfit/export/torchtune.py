@@ -224,8 +224,7 @@ TARGET = Target(
     title="torchtune",
     version="0.6.1",
     about="YAML of its full and LoRA fine-tuning recipes",
-    checked="the YAML is read back, its components are those of the recipes in the 0.6.1 wheel (the tool itself no "
-    "longer imports beside current torchao)",
+    checked="read back as YAML only: the tool itself no longer imports beside current torchao",
     framework=("torchtune", None),
     defaults=_defaults,
     note="torchtune was wound down by its makers in 2025: this is for installations that still run it",

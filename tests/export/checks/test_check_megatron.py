@@ -111,8 +111,8 @@ class Stub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """GPU libraries that Megatron-Bridge imports and that a CPU cannot have."""
 
     roots = ("transformer_engine", "transformer_engine_torch", "mamba_ssm", "causal_conv1d", "fla", "timm", "open_clip",
-             "nvidia_resiliency_ext", "mlflow", "wandb", "qwen_vl_utils", "tensorboard", "einops",
-             "flash_attn", "triton")  # fmt: skip
+             "nvidia_resiliency_ext", "mlflow", "wandb", "qwen_vl_utils", "einops",
+             "flash_attn", "triton", "modelopt")  # fmt: skip
 
     def find_spec(self, name, path=None, target=None):
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] in self.roots else None
