@@ -21,7 +21,6 @@ import zipfile
 from pathlib import Path
 
 RELEASES = ("2.1.2", "2.4.1", "2.6.0", "2.9.1", "2.11.0", "2.12.1", "2.13.0", "2.15.0")
-PUBLIC_INDEX = "https://pypi.org/simple"
 WANTED = re.compile(
     r"torch/lib/libc10(_cuda)?\.so|torch/include/c10/.*|torch/include/torch/headeronly/.*"
     r"|torch\.libs/.*|torch/lib/lib(gomp|nvToolsExt)[^/]*"
@@ -62,8 +61,17 @@ def fetch(version: str) -> Path:
     return target
 
 
+def default_index() -> list[str]:
+    """The index that pip asks when nothing is configured, as its help tells."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--help"],
+        capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "1000"},
+    )  # fmt: skip
+    return re.findall(r"\(default:? (https?://[^)\s]+)\)", shown.stdout)[:1]
+
+
 def index_urls() -> list[str]:
-    """The package indexes pip is configured with, then the public one."""
+    """The package indexes pip is configured with, then its default."""
     urls = []
     for key in ("global.index-url", "install.index-url"):
         shown = subprocess.run(
@@ -73,7 +81,7 @@ def index_urls() -> list[str]:
             urls.append(shown.stdout.strip().rstrip("/"))
     if os.environ.get("PIP_INDEX_URL", "").startswith("http"):
         urls.append(os.environ["PIP_INDEX_URL"].rstrip("/"))
-    return list(dict.fromkeys([*urls, PUBLIC_INDEX]))
+    return list(dict.fromkeys([*urls, *default_index()]))
 
 
 def wheel_url(version: str) -> str:
