@@ -77,7 +77,9 @@ def explain(request: Request) -> Impossible:
     elif need > field.limit_bytes:
         reason = "even the leanest configuration needs more than the card has"
     else:
-        reason = "the host's memory does not hold what would have to be offloaded"
+        usable = field.host_bytes * field.space.cluster.gpus_per_node >> 30
+        why = "assumed, --host-memory states it" if field.host_note else "a share of the machine's"
+        reason = f"the {usable} GiB of host memory ({why}) do not hold what would have to be offloaded"
     return Impossible(
         reason=reason,
         need_bytes=need,
