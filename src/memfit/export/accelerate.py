@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, rules, written
+from memfit.export.levers import ADAPTERS, cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.target import File, Target
@@ -209,12 +209,7 @@ TARGET = Target(
         config=written(),
         method=written(*script.METHODS),
         seq_len=written(),
-        lora_rank=written(),
-        lora_targets=written(),
-        lora_train_also=written(),
-        lora_alpha=written(),
-        lora_dropout=written(),
-        trainable=written(),
+        **ADAPTERS,
         precision=written(*hf.PRECISIONS),
         optimizer=written(*script.OPTIMIZERS[:-1]),
         set_to_none=written(),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, rules, written
+from memfit.export.levers import ADAPTERS, cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Source
 from memfit.export.target import File, Target
@@ -34,7 +34,7 @@ def train(plan: Plan) -> str:
     else:
         imports += script.optimizer_imports(plan)
         made = script.optimizer(plan)
-    text = script.head(plan, "training loop on the DeepSpeed engine", [command(plan)], imports)
+    text = script.head(plan, "training loop on the DeepSpeed engine", [launch.training_script(plan)], imports)
     parts = [
         text + script.settings(plan),
         script.ARGUMENTS,
@@ -82,17 +82,12 @@ if __name__ == "__main__":
 def write(plan: Plan) -> list[File]:
     """The configuration, the loop and how to start it."""
     config = hf.deepspeed_config(plan, trainer=False)
-    script_text = launch.run_script(plan, "start of the DeepSpeed run", command(plan))
+    script_text = launch.run_script(plan, "start of the DeepSpeed run", launch.training_script(plan))
     return [
         File(name="deepspeed.json", text=json_text(config)),
         File(name="train.py", text=train(plan)),
         File(name="run.sh", text=script_text, executable=True),
     ]
-
-
-def command(plan: Plan) -> str:
-    """What one machine starts."""
-    return launch.torchrun(plan, "train.py")
 
 
 def read(source: Source) -> Found:
@@ -115,12 +110,7 @@ TARGET = Target(
         config=written(),
         method=written(*script.METHODS),
         seq_len=written(),
-        lora_rank=written(),
-        lora_targets=written(),
-        lora_train_also=written(),
-        lora_alpha=written(),
-        lora_dropout=written(),
-        trainable=written(),
+        **ADAPTERS,
         precision=written("fp32", "bf16-mixed", "fp16-mixed", why="DeepSpeed keeps fp32 master weights"),
         optimizer=written("adamw", "adamw-8bit", "adamw-4bit", "sgd", "momentum", "adafactor"),
         micro_batch=written(),
@@ -137,7 +127,7 @@ TARGET = Target(
     ),
     check=_check,
     write=write,
-    command=command,
+    command=launch.training_script,
     read=read,
     marks=(
         frozenset({"zero_optimization"}),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, rules, written
+from memfit.export.levers import ADAPTERS, cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
 
@@ -300,7 +300,7 @@ def _saving(plan: Plan) -> list[str]:
 
 def write(plan: Plan) -> list[File]:
     """The script and how to start it."""
-    text = script.head(plan, "training script", [command(plan)], _imports(plan))
+    text = script.head(plan, "training script", [launch.training_script(plan)], _imports(plan))
     needs_layers = plan.zero == 3 or plan.checkpointing != "none" or plan.compile
     parts = [
         text + script.settings(plan),
@@ -321,15 +321,10 @@ def write(plan: Plan) -> list[File]:
         File(name="train.py", text=whole),
         File(
             name="run.sh",
-            text=launch.run_script(plan, "start of the training script", command(plan), before),
+            text=launch.run_script(plan, "start of the training script", launch.training_script(plan), before),
             executable=True,
         ),
     ]
-
-
-def command(plan: Plan) -> str:
-    """What one machine starts."""
-    return launch.torchrun(plan, "train.py")
 
 
 TARGET = Target(
@@ -344,12 +339,7 @@ TARGET = Target(
         config=written(),
         method=written(*script.METHODS),
         seq_len=written(),
-        lora_rank=written(),
-        lora_targets=written(),
-        lora_train_also=written(),
-        lora_alpha=written(),
-        lora_dropout=written(),
-        trainable=written(),
+        **ADAPTERS,
         precision=written("fp32", "bf16", "bf16-mixed", why="fp16 needs a loss scaler, fp8 torchao's modules"),
         optimizer=written(*script.OPTIMIZERS),
         optimizer_in_backward=written(),
@@ -371,5 +361,5 @@ TARGET = Target(
     ),
     check=_check,
     write=write,
-    command=command,
+    command=launch.training_script,
 )

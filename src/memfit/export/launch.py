@@ -22,6 +22,11 @@ def torchrun(plan: Plan, program: str) -> str:
     return f"torchrun --nnodes {plan.nodes} --nproc-per-node {plan.gpus_each} {where} {program}"
 
 
+def training_script(plan: Plan) -> str:
+    """What one machine starts where the target writes its own ``train.py``."""
+    return torchrun(plan, "train.py")
+
+
 def accelerate(plan: Plan, program: str, config: str = "") -> str:
     """The accelerate command of one machine; without a configuration file the flags say how many processes."""
     words = f"--config_file {config} " if config else f"--num_processes {plan.gpus} "

@@ -93,6 +93,13 @@ def rules(**by_name: Rule) -> dict[str, Rule]:
     return {BY_NAME[name].path: rule for name, rule in by_name.items()}
 
 
+ADAPTERS: dict[str, Rule] = {
+    name: written()
+    for name in ("lora_rank", "lora_targets", "lora_train_also", "lora_alpha", "lora_dropout", "trainable")
+}
+"""Rules of a target that writes all adapters and frozen modules, as those that train with PEFT do."""
+
+
 def effective(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values by field name with those that have no effect set to neutral, adapters flat (``lora_rank``).
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from memfit.errors import JobError
 from memfit.export import hf, launch, script
-from memfit.export.levers import cannot, rules, written
+from memfit.export.levers import ADAPTERS, cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
 from memfit.export.text import Setting, python
@@ -144,7 +144,7 @@ def write(plan: Plan) -> list[File]:
             imports.append("from torch.distributed.fsdp import CPUOffloadPolicy")
     elif _kind(plan) == "deepspeed":
         imports.append("from lightning.pytorch.strategies import DeepSpeedStrategy")
-    text = script.head(plan, "training script on Lightning", [command(plan)], imports)
+    text = script.head(plan, "training script on Lightning", [launch.training_script(plan)], imports)
     layers = '\n\ndef layers_of(model):\n    """The list of transformer layers."""\n'
     layers += "    return max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)\n"
     parts = [
@@ -159,13 +159,8 @@ def write(plan: Plan) -> list[File]:
         _main(plan),
     ]
     whole = "\n\n".join(part.strip("\n") + "\n" for part in parts if part)
-    run = launch.run_script(plan, "start of the Lightning script", command(plan))
+    run = launch.run_script(plan, "start of the Lightning script", launch.training_script(plan))
     return [File(name="train.py", text=whole), File(name="run.sh", text=run, executable=True)]
-
-
-def command(plan: Plan) -> str:
-    """What one machine starts."""
-    return launch.torchrun(plan, "train.py")
 
 
 TARGET = Target(
@@ -180,12 +175,7 @@ TARGET = Target(
         config=written(),
         method=written(*script.METHODS),
         seq_len=written(),
-        lora_rank=written(),
-        lora_targets=written(),
-        lora_train_also=written(),
-        lora_alpha=written(),
-        lora_dropout=written(),
-        trainable=written(),
+        **ADAPTERS,
         precision=written(*_PRECISION),
         optimizer=written(*script.OPTIMIZERS[:-1]),
         micro_batch=written(),
@@ -203,5 +193,5 @@ TARGET = Target(
     ),
     check=_check,
     write=write,
-    command=command,
+    command=launch.training_script,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from memfit.errors import JobError
 from memfit.export import hf, launch
-from memfit.export.levers import cannot, rules, written
+from memfit.export.levers import ADAPTERS, cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.script import LEARNING_RATE
@@ -238,12 +238,7 @@ TARGET = Target(
         config=written(),
         method=written("full", "lora", "qlora", "dora", "freeze", "dpo"),
         seq_len=written(),
-        lora_rank=written(),
-        lora_targets=written(),
-        lora_train_also=written(),
-        lora_alpha=written(),
-        lora_dropout=written(),
-        trainable=written(),
+        **ADAPTERS,
         precision=written("fp32", "bf16", "bf16-mixed", "fp16-mixed"),
         optimizer=written(*hf.OPTIM, "momentum", "muon"),
         micro_batch=written(),

@@ -127,18 +127,15 @@ def config() -> ConfigContainer:
 if __name__ == "__main__":
     {"finetune" if finetune else "pretrain"}(config=config(), forward_step_func=forward_step)
 """
-    top = commented(header(plan, "training script of Megatron-Bridge", [command(plan)]))
+    top = commented(header(plan, "training script of Megatron-Bridge", [launch.training_script(plan)]))
     return f"{top}\n{chr(10).join(sorted(imports, key=lambda line: (line.startswith('from'), line)))}\n\n{body}"
-
-
-def command(plan: Plan) -> str:
-    """What one machine starts."""
-    return launch.torchrun(plan, "train.py")
 
 
 def write(plan: Plan) -> list[File]:
     """The module and how to start it."""
-    run = launch.run_script(plan, "start of Megatron-Bridge", command(plan), "export CUDA_DEVICE_MAX_CONNECTIONS=1\n")
+    run = launch.run_script(
+        plan, "start of Megatron-Bridge", launch.training_script(plan), "export CUDA_DEVICE_MAX_CONNECTIONS=1\n"
+    )
     return [File(name="train.py", text=module(plan)), File(name="run.sh", text=run, executable=True)]
 
 
@@ -164,5 +161,5 @@ TARGET = Target(
     },
     check=_check,
     write=write,
-    command=command,
+    command=launch.training_script,
 )
