@@ -132,7 +132,7 @@ def freeze(model: Any, trainable: tuple[str, ...] | int) -> None:
 
 def _forward_as_trainer(t: Training, model: Any) -> None:
     if t.autocast and t.fp32_outputs:
-        from accelerate.utils.operations import convert_outputs_to_fp32  # type: ignore[import-not-found]
+        from accelerate.utils.operations import convert_outputs_to_fp32
 
         inner = torch.autocast("cuda", dtype=DTYPES[t.autocast])(model.forward)
         model.forward = convert_outputs_to_fp32(inner)
