@@ -166,9 +166,16 @@ def test_shards_make_up_the_whole(model, shard):
         assert whole[name] <= part[name] * shard < whole[name] + shard * 64
 
 
+def test_a_rank_that_owns_whole_tensors_has_at_least_the_largest():
+    job = {"model": "llama-3.2-1b", "framework": "torch", "precision": "bf16", "zero": 1}
+    embedding = 128256 * 2048
+    assert at_step(**job, dp=64)["states"] == 2 * 2 * embedding
+    assert at_step(**job, dp=2)["states"] > 2 * 2 * embedding
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_what_a_stage_does_not_shard_stays_whole(zero):
-    job = {"model": "llama-3.2-1b", "framework": "torch", "precision": "bf16", "dp": 8}
+    job = {"model": "llama-3.2-1b", "framework": "torchtune", "precision": "bf16", "dp": 8}
     whole, part = at_step(**job), at_step(**job, zero=zero)
     shares = [round(whole[name] / part[name]) for name in ("states", "grads", "weights")]
     assert shares == [8 if zero >= stage else 1 for stage in (1, 2, 3)]

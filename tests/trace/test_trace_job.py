@@ -19,9 +19,11 @@ def training(**fields):
 def test_mixed_precision_is_autocast_alone_and_a_policy_when_sharded():
     alone = training(precision="bf16-mixed")
     assert (alone.params, alone.autocast, alone.compute, alone.engine) == ("fp32", "bf16", None, "fake-cuda")
-    sharded = training(precision="bf16-mixed", gpus=8, zero=3)
+    sharded = training(precision="bf16-mixed", gpus=8, zero=3, framework="torchtitan")
     assert (sharded.params, sharded.autocast, sharded.compute, sharded.reduce) == ("fp32", None, "bf16", "fp32")
-    assert (sharded.ranks, sharded.shard) == (8, True)
+    assert (sharded.ranks, sharded.shard, sharded.no_sync) == (8, True, False)
+    trainer = training(precision="bf16-mixed", gpus=8, zero=3, framework="transformers", framework_version="5.24 fsdp")
+    assert (trainer.reduce, trainer.no_sync) == ("bf16", True)
     plain = training(precision="bf16")
     assert (plain.params, plain.autocast, plain.engine) == ("bf16", None, "meta")
 

@@ -113,6 +113,8 @@ class Profile:
     balance_cost: bool = False
     expandable: bool = False
     no_sync: bool = False
+    pp_no_sync: bool = False
+    whole_tensors: bool = False
     untied: bool = False
     bucket: int = 0
     schemes: Mapping[str, str] = field(hash=False)

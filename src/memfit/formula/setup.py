@@ -161,6 +161,8 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
     autocast = scheme.autocast and not adapters
     targets = c.training.targets
     residual = 4 if autocast or (adapters and prof.kbit_fp32 and c.method == "qlora" and low) else width
+    # FSDP's mixed precision gathers adapters in the compute dtype like everything else
+    fp32_adapters = prof.adapter_fp32 and low and not (c.zero >= 3 and scheme.gathered)
     attention = "eager" if c.attention == "eager" else ("flash" if c.flash and low else "efficient")
     checkpoint = c.checkpointing if c.checkpointing in ("selective", "attention") else "full"
     fresh = scheme.fresh or (0 if scheme.fused_accumulation else width)
@@ -179,8 +181,8 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
         sequence_parallel=c.sequence_parallel,
         trained=c.training.full or bool(c.training.last_layers),
         lora=tuple((t, c.training.rank) for t in targets) if adapters else (),
-        lora_width=4 if prof.adapter_fp32 and low and not scheme.autocast else width,
-        lora_cast=prof.adapter_fp32 and low,
+        lora_width=4 if fp32_adapters and not scheme.autocast else width,
+        lora_cast=fp32_adapters,
         lora_dropout=c.adapter_dropout or prof.adapter_dropout > 0,
         pad_qkv=prof.pad_qkv,
         dora=c.training.dora,

@@ -252,10 +252,17 @@ class StageModel:
 
     # -- optimizer ------------------------------------------------------------------------------------------------
 
+    def _owned(self, dense: Int, expert: Int) -> Int:
+        """Elements whose optimizer states the fullest rank keeps."""
+        n = self._shard(dense, expert, self.c.zero >= 1)
+        if self.c.zero == 1 and self.s.profile.whole_tensors:
+            n = maximum(n, self.largest_trained())
+        return n
+
     def optimizer_bytes(self, dense: Int, expert: Int) -> tuple[Int, Int]:
         """(master weights, states) in bytes on the rank."""
         sch, on = self.s.scheme, self.c.zero >= 1
-        n = self._shard(dense, expert, on)
+        n = self._owned(dense, expert)
         adapters = self.c.training.rank > 0
         state = 4 if adapters and self.s.profile.adapter_fp32 else (sch.state or self.s.width)
         master = 0 if adapters and self.s.profile.adapter_fp32 and not on else n * sch.master
@@ -271,7 +278,7 @@ class StageModel:
 
     def step_temporaries(self, dense: Int, expert: Int) -> Int:
         """Bytes that live only inside the optimizer step."""
-        n = self._shard(dense, expert, self.c.zero >= 1)
+        n = self._owned(dense, expert)
         opt, sch = self.s.optimizer, self.s.scheme
         state = sch.state or self.s.width
         temp: Int = 0
@@ -345,6 +352,23 @@ class StageModel:
             if not self.c.reshard:
                 live = maximum(live, all_weights * num // den)
         return where(self.ways > 1, live, 0)
+
+    def _prefetched(self) -> Int:
+        """Bytes of the last block's copy: the backward pass asks for it as it starts, before the logits' gradient."""
+        sh = self.s.sharding
+        if not self.sharded or sh.max_live or not sh.live_units or not self.c.reshard:
+            return 0
+        num, den = self.gathered_width(self.s.decoder.kinds[0])
+        return where(self.ways > 1, self.block_weights(self.s.decoder.kinds[self._kinds[-1]]) * num // den, 0)
+
+    def _gathered_from(self, position: int) -> Int:
+        """Bytes of the copies that have been gathered, and stay, once the backward pass has come to a block."""
+        if not self.stays_gathered:
+            return 0
+        num, den = self.gathered_width(self.s.decoder.kinds[0])
+        blocks = sum(self.block_weights(self.s.decoder.kinds[k]) for k in self._kinds[position:])
+        outer = self.outer_weights() if self.s.sharding.root else self.head_weights()
+        return where(self.ways > 1, (blocks * num // den) + outer * (self.s.scheme.gathered or self.s.width), 0)
 
     def gathered_at_loss(self, all_weights: Int) -> Int:
         """Bytes of gathered copies while the loss runs: the blocks are freed, the unit of the head is not."""
@@ -436,6 +460,22 @@ class StageModel:
             return 4
         return self.s.scheme.grad or self.s.width
 
+    @property
+    def whole_grads(self) -> bool:
+        """Gradients of a sharded run accumulate whole: nothing is reduced between micro-batches."""
+        c, profile = self.c, self.s.profile
+        return self.sharded and ((profile.no_sync and c.accumulates) or self.stays_gathered)
+
+    @property
+    def stays_gathered(self) -> bool:
+        """A stage of a pipeline keeps what it has gathered until the last micro-batch."""
+        return self.sharded and self.s.profile.pp_no_sync and self.c.pp > 1
+
+    def _whole(self, dense: Int, expert: Int) -> Int:
+        """Bytes of whole gradients, in the dtype in which they will be reduced."""
+        width = self.grad_width if self.c.training.rank else self.s.scheme.reduce or self.s.width
+        return self._shard(dense, expert, False) * width
+
     def replicas_bucket(self, trained: Int) -> Int:
         """Bytes of the gradient buckets that replicated data parallelism keeps during the whole step."""
         sch = self.s.scheme
@@ -455,15 +495,15 @@ class StageModel:
         master, states = self.optimizer_bytes(dense, expert)
         grad_width = self.grad_width
         shard_grads = c.zero >= 2
-        # without reduction between micro-batches the gradients of a sharded run accumulate whole
-        whole_grads = s.profile.no_sync and c.accumulates and self.sharded
-        all_grads = self._shard(dense, expert, shard_grads and not whole_grads) * grad_width
+        reduced_grads = self._shard(dense, expert, shard_grads) * grad_width
+        all_grads = self._whole(dense, expert) if self.whole_grads else reduced_grads
         if c.in_backward or "gradients" in c.offload:
-            all_grads = 0
+            all_grads = reduced_grads = 0
         if "optimizer" in c.offload:
             master, states = 0, 0
             if shard_grads:
-                all_grads = 0  # reduced gradients go to the host as they appear
+                reduced_grads = 0  # they go to the host as they appear
+                all_grads = all_grads if self.whole_grads else 0
         elif s.optimizer.paged:
             states = 0  # unified memory: outside the caching allocator, moved to the host when the card is full
         whole = self.whole()
@@ -503,7 +543,7 @@ class StageModel:
         pinned = self.pinned_upto(tokens, stream)
         flights, per = self.stage.in_flight, self.stage.per
         earlier = cdiv(whole_kept * maximum(flights - per, 0), per) + tower_kept * maximum(cdiv(flights, per), 1)
-        always = sch.always or c.keep_grads
+        always = sch.always or c.keep_grads or self.whole_grads
         held_logits: Int = 0
         out: list[Moment] = []
         forward_gather, backward_gather = self.gathered_at_loss(whole), self.gathered(whole, backward=True)
@@ -511,9 +551,8 @@ class StageModel:
         resident_forward = all_grads if always else 0
         if self.stage.last:
             kept = earlier + whole_kept
-            held_logits, moments = self._tail_moments(
-                base, kept, copies[-1], forward_gather, resident_forward, pinned[-1]
-            )
+            gathers = forward_gather, forward_gather + self._prefetched()
+            held_logits, moments = self._tail_moments(base, kept, copies[-1], gathers, resident_forward, pinned[-1])
             out += moments
         head_grads = self._head_grads(shard_grads, grad_width)
         out += self._block_moments(
@@ -545,7 +584,7 @@ class StageModel:
                     "optimizer step",
                     {
                         **base,
-                        "grads": all_grads,
+                        "grads": reduced_grads,
                         "kept": pinned[-1],
                         "step": self.step_temporaries(dense, expert) if "optimizer" not in c.offload else 0,
                         "logits": held_logits,
@@ -609,16 +648,18 @@ class StageModel:
         return cdiv(logits, max(loss.slice, 1))
 
     def _tail_moments(
-        self, base: dict[str, Int], kept: Int, copies: Int, gathered: Int, grads: Int, pinned: Int
+        self, base: dict[str, Int], kept: Int, copies: Int, gathers: tuple[Int, Int], grads: Int, pinned: Int
     ) -> tuple[Int, list[Moment]]:
         s = self.s
         atoms = self.tail_atoms()
-        held: Int = atoms["V"] * s.logits_width if s.profile.hold_logits and s.loss.held else 0
+        # a pipeline hands no logits out
+        holds = s.profile.hold_logits and s.loss.held and self.c.pp == 1
+        held: Int = atoms["V"] * s.logits_width if holds else 0
         forward, _, head_copy = best(s.tail_forward, atoms)
         backward, fresh, kept_copy = best(s.tail_backward, atoms)
         fresh = fresh if s.scheme.fresh or not s.scheme.fused_accumulation else 0
         # the input of the tail is the last block's output, counted once
-        common = {**base, "kept": kept, "gathered": gathered}
+        common = {**base, "kept": kept}
         made = highest(s.head_made, atoms) + held if s.profile.loop_logits else 0
         # what the caller holds are the logits that the loss works on, or those of the step before
         return held, [
@@ -627,6 +668,7 @@ class StageModel:
                 "loss",
                 {
                     **common,
+                    "gathered": gathers[0],
                     "kept": kept + pinned,  # the graph of the step before goes when the loop has a new loss
                     "grads": grads,
                     "logits": maximum(forward - head_copy, made),
@@ -638,6 +680,7 @@ class StageModel:
                 "gradient of the logits",
                 {
                     **common,
+                    "gathered": gathers[1],
                     "grads": grads,
                     "fresh": fresh,
                     "logits": backward - fresh - kept_copy + held,
@@ -718,7 +761,7 @@ class StageModel:
                             "fresh": fresh + waiting,
                             "kept": earlier + sums[position] + pinned[-1] - pinned[position + (not checkpointed)],
                             "block": working - fresh - copied,
-                            "gathered": gathered,
+                            "gathered": maximum(gathered, self._gathered_from(position)),
                             "buckets": self.buckets(trained, pending) + ring,
                             "casts": base["casts"] + copies[position] + copied,
                             "logits": held_logits,

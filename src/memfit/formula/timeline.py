@@ -297,7 +297,7 @@ class Player:
         if self.stage.last:
             atoms = self.m.tail_atoms()
             self.play(s.tail.scripts["forward"], atoms, run.tail, -1)
-            if s.profile.hold_logits and s.loss.held:
+            if s.profile.hold_logits and s.loss.held and self.c.pp == 1:
                 size = int(atoms["V"]) * s.logits_width
                 if self.held:
                     self.free(*self.held)

@@ -122,8 +122,9 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
     for moment, total in zip(moments, totals, strict=True):
         held = total
         if streams is not None:
-            # gradients and reductions live on streams of their own: their peak adds to the peak of everything else
-            held = maximum(total, total - moment.parts.get("grads", 0) + streams)
+            # reduced gradients and reductions live on streams of their own: their peak adds to that of everything else
+            reduced = 0 if model.whole_grads else moment.parts.get("grads", 0)
+            held = maximum(total, total - reduced + streams)
         if not s.profile.expandable or s.choices.rocm:
             held = held + fragments(moment.parts, states_late=late)
         reserved = maximum(reserved, held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memfit.errors import JobError, JobErrors, MemfitError, MissingError
+from memfit.formula.profile import Profile, profile, scheme, select
 from memfit.job import Completed, Job, Task, complete
 from memfit.trace.hidden import Gpu
 from memfit.trace.result import Trace
@@ -120,6 +121,7 @@ def training_of(
     low = (plan.precision or "bf16").removesuffix("-mixed")
     mixed = (plan.precision or "").endswith("-mixed")
     shard = plan.zero == 3 and (plan.dp or 1) > 1
+    rows = profile(select(plan.framework or "torch", plan.framework_version))
     adapters = task.method in ("lora", "qlora", "dora")
     fused = plan.optimizer == "adamw" and plan.framework in FUSED_ADAMW
     optimizer = {"adamw": "adamw-fused" if fused else "adamw-foreach"}.get(
@@ -152,7 +154,8 @@ def training_of(
             shard=shard,
             partition=plan.zero == 1 and (plan.dp or 1) > 1,
             reshard=plan.reshard is not False,
-            reduce="fp32" if mixed and shard else None,
+            no_sync=rows.no_sync,
+            reduce=_reduction(rows, plan.precision or "", low) if mixed and shard else None,
             compute=low if mixed and shard else None,
             tp=plan.tp or 1,
             rank=rank,
@@ -164,6 +167,12 @@ def training_of(
         ),
         warnings,
     )
+
+
+def _reduction(rows: Profile, precision: str, low: str) -> str:
+    """The type in which a framework's FSDP reduces gradients: 32 bits, or the compute type."""
+    width = scheme(rows.sharded[precision]).reduce if precision in rows.sharded else 4
+    return "fp32" if width == 4 else low
 
 
 def config_dict(job: Job) -> dict[str, Any]:

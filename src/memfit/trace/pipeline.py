@@ -35,6 +35,12 @@ def cut(model: Any, stages: int, stage: int) -> None:
         base.norm = torch.nn.Identity()
         model.lm_head = None
 
+        def forward(input_ids: Any = None, inputs_embeds: Any = None, **_: Any) -> Any:
+            return base(input_ids=input_ids, inputs_embeds=inputs_embeds)[0]
+
+        # the stage is called as the module it is, so that what wraps its call (FSDP2's hooks, adapters) takes part
+        model.forward = forward
+
 
 def in_flight(schedule: str, stages: int, stage: int, micro_batches: int) -> int:
     """Micro-batches whose activations the stage holds at most."""
@@ -79,7 +85,7 @@ def passes(
         with context():
             if last:
                 return given, model(**given, labels=tokens()).loss
-            return given, model.base_model(**given)[0]
+            return given, model(**given)
 
     def backward(made: Any) -> None:
         _, out = made

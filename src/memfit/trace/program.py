@@ -189,17 +189,20 @@ def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
             return torch.autocast("cuda", dtype=DTYPES[t.autocast])
         return contextlib.nullcontext()
 
-    def micro_batch(model: Any) -> Any:
+    held: list[
+        Any
+    ] = []  # what the loop's variables name: as in any loop, until the next forward pass has made new ones
+
+    def micro_batch(model: Any) -> None:
         batch = inputs_of(config, t.batch, t.seq, device, images=t.images, dtype=DTYPES[t.compute or t.params])
         with context():
             out = model(**batch)
         loss = out.loss if out.get("loss") is not None else out[0].float().mean()
-        if not t.keep_outputs:
-            out = None
+        held[:] = [batch, out] if t.keep_outputs else []
+        out = None
         if t.grad_accum > 1:
             loss = loss / t.grad_accum
         loss.backward()
-        return (batch, out) if t.keep_outputs else None
 
     def run_pipeline(model: Any) -> None:
         forward, backward = pipeline.passes(
@@ -213,22 +216,24 @@ def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
             context=context,
         )
         depth = pipeline.in_flight(t.schedule, t.stages, t.stage, t.grad_accum)
+        if t.shard:
+            sharded.hold(model)
         pipeline.schedule(forward, backward, depth, t.grad_accum)
+        if t.shard:
+            sharded.reduce_held(model)
 
     def step(state: Any) -> None:
         model, optimizer, _ = state
-        held = None
         if t.stages > 1:
             run_pipeline(model)
         for index in range(t.grad_accum if t.stages == 1 else 0):
-            if t.shard and t.grad_accum > 1:
+            if t.shard and t.no_sync:
                 model.set_requires_gradient_sync(index == t.grad_accum - 1)
-            held = micro_batch(model)
+            micro_batch(model)
         if optimizer is not None:
             optimizer.step()
             (model if t.partition else optimizer).zero_grad(set_to_none=t.set_to_none)
         elif not t.optimizer_in_backward:
             model.zero_grad(set_to_none=t.set_to_none)
-        del held
 
     return step

@@ -93,6 +93,28 @@ def apply(model: Any, mesh: dict[str, Any], *, reshard: bool, compute: Any, redu
             fully_shard(model, mesh=mesh["dp"], mp_policy=policy)
 
 
+def hold(model: Any) -> None:
+    """Gradients accumulate whole and gathered parameters stay, as torch.distributed.pipelining asks of its stages."""
+    model.set_is_last_backward(False)
+    model.set_reshard_after_backward(False)
+    model.set_requires_gradient_sync(False)
+
+
+def reduce_held(model: Any) -> None:
+    """Reduce what ``hold`` let accumulate, as ``_PipelineStage.perform_reduce_grad`` does."""
+    from torch.distributed.fsdp import fully_shard
+
+    model.set_is_last_backward(True)
+    model.set_reshard_after_backward(True)
+    model.set_requires_gradient_sync(True)
+    root = fully_shard.state(model)
+    for state in root._state_ctx.all_states:
+        groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+        for group in filter(None, groups):
+            group.post_backward()
+    root._root_post_backward_final_callback()
+
+
 def fewer_chunks() -> Any:
     """While open, FSDP2 makes only the parts of parameters that it asks for."""
     from torch.distributed.fsdp._fully_shard import _fsdp_param
@@ -151,6 +173,8 @@ def parallelize(model: Any, mesh: Any) -> None:
     if "lm_head" in names:
         plan["lm_head"] = styles["colwise_rep"]()
     parallelize_module(model, mesh, plan)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()  # both ends were split over the vocabulary, each on its own
 
 
 def share(parameters: list[Any], ranks: int, rank: int) -> list[Any]:

@@ -31,6 +31,7 @@ class Training:
         shard: parameters, gradients and states are split over the ranks.
         partition: each rank keeps the states of its share of the parameters (torch's ZeroRedundancyOptimizer).
         reshard: gathered parameters are freed between forward and backward.
+        no_sync: sharded gradients accumulate whole and are reduced after the last micro-batch alone.
         reduce: type of gradients in the reduction, None for the gradients' own.
         compute: type that FSDP2 gathers parameters in, None for their own.
         tp: tensor-parallel ranks.
@@ -62,6 +63,7 @@ class Training:
     shard: bool = False
     partition: bool = False
     reshard: bool = True
+    no_sync: bool = False
     reduce: str | None = None
     compute: str | None = None
     tp: int = 1
