@@ -168,8 +168,7 @@ class Shapes:
         for width in w.scores:
             into.put("attention", self._written_out(width))
         if w.cores:
-            scores, dims, tiles = self._scores()
-            into.put("attention", attention(r, scores, dims, tiles) * w.cores)
+            into.put("attention", self._fused() * w.cores)
         into.put("memory", stream(r, real(evaluate(w.traffic, self.atoms)), w.kernels))
 
     def run_backward(self, w: Pass, into: Seconds, *, low: bool) -> None:
@@ -186,8 +185,7 @@ class Shapes:
         for width in w.scores:
             into.put("attention", self._written_out(width) * 2.0)
         if w.cores:
-            scores, dims, tiles = self._scores()
-            into.put("attention", attention(r, scores, dims, tiles, backward=True) * w.cores)
+            into.put("attention", self._fused(backward=True) * w.cores)
         into.put("memory", stream(r, real(evaluate(w.traffic, self.atoms)), w.kernels))
 
     def _mixer(self) -> Attention:
@@ -195,6 +193,14 @@ class Shapes:
         found = self.block.attention or self.block.cross
         assert found is not None
         return found
+
+    def _fused(self, *, backward: bool = False) -> Real:
+        """Fused attention: under context parallelism a kernel for each part of the keys, then the sum of the results."""
+        r, steps = self.r, real(self.d.cp)
+        scores, dims, tiles = self._scores()
+        seconds = attention(r, scores / steps, dims, tiles, backward=backward) * steps
+        parts = real(self.atoms["q"]) + (real(self.atoms["k"]) + real(self.atoms["v"]) if backward else 0.0)
+        return seconds + choose(steps > 1.0, stream(r, parts * RING_BYTES, RING_KERNELS) * steps, 0.0)
 
     def _scores(self) -> tuple[Real, float, Real]:
         """(score elements that fused attention computes, head dims, pieces of work)."""
@@ -218,6 +224,12 @@ class Shapes:
         r = self.r
         return most(flops / (r.matmul * BATCHED), traffic / r.stream) + r.kernel_s
 
+
+RING_BYTES = 10.0
+"""Bytes per element and step of adding a ring step's 16-bit result to an fp32 sum: 2 read, 4 read, 4 written."""
+
+RING_KERNELS = 3.0
+"""Kernels beside attention in a ring step: the sums of exponentials, the rescaled sum, the copy of the keys' half."""
 
 BATCHED = 0.6
 """Rate of the small-headed batched products of written-out attention over that of large ones: the head dim is the inner

@@ -5,6 +5,7 @@ from __future__ import annotations
 from memfit.formula.dims import Dims
 from memfit.formula.setup import Setup
 from memfit.formula.step import StageModel
+from memfit.formula.weights import local
 from memfit.speed.block import Machine
 from memfit.speed.network import Group
 from memfit.speed.numbers import Real, choose, least, most, real
@@ -69,38 +70,68 @@ class Exchange:
             return 0.0
         return self.m.fabric.gather(self.experts, self.expert * width) * passes
 
+    def _beside(self, seconds: Real, one: Real, alone: Real) -> Real:
+        """What shows of collectives that run beside the last backward, or the first forward, passes of a step.
+
+        With virtual stages all but one chunk's run beside the passes of the other chunks, of which a pipeline has one
+        for each rank in a row.
+
+        Args:
+            seconds: the collectives of the whole stage.
+            one: seconds of one pass through the stage.
+            alone: share of the collectives that no computation can run beside.
+        """
+        c = self.s.choices
+        chunks = max(c.virtual_pp, 1) if c.schedule == "interleaved" else 1
+        if chunks == 1:
+            return self._shown(seconds, one, seconds * alone)
+        passes = least(real(self.d.grad_accum), float(c.pp))
+        early = self._shown(seconds * ((chunks - 1) / chunks), one * passes * ((chunks - 1) / chunks), 0.0)
+        return early + self._shown(seconds / chunks, one / chunks, seconds * alone)
+
     def _replicated(self, p: Pipeline) -> Real:
         c, f = self.s.choices, self.m.framework
         once = self._reduce(c.zero)
-        # the last bucket is ready when the backward pass ends
-        beside = self._shown(once, p.backward_s, once / (self.blocks + 1))
-        shown = once if f.ddp == "after" else beside
+        # the embedding's gradient and the last bucket are ready when the backward pass ends
+        last = real(local(self.s.embedding.trained, self.d, 1 << 30) if self.model.stage.first else 0)
+        first = last / most(self.dense, 1.0) + 1.0 / self._buckets(float(self.model.grad_width))
+        first = least(first, 1.0)
+        shown = once if f.ddp == "after" else self._beside(once, p.backward_s, first)
         times = self.d.grad_accum if c.zero == 2 and f.each_micro else 1
         total = shown * times
         if c.zero >= 1:
-            total = total + self._refresh()
+            refresh = self._refresh()
+            total = total + (self._beside(refresh, p.forward_s, first) if f.gather_beside else refresh)
         return total
 
     def _sharded(self, p: Pipeline) -> Real:
         s, f, fab = self.s, self.m.framework, self.m.fabric
         num, den = self.model.gathered_width(s.decoder.kinds[0])
-        each = real(self.model.whole()) * (num / den) / self.blocks
+        outer = real(self.model.outer_weights() if s.sharding.root else self.model.embedding_weights())
+        each = (real(self.model.whole()) - real(self.model.outer_weights())) * (num / den) / self.blocks
         number = 1.0
         if f.zero3_by == "tensor":
             number = max((num_tensors(s, self.model) - 3.0) / self.blocks, 1.0)
         gather = self._gather(self.shards, each / number) * number
+        # the unit of the embedding is gathered before, and reduced after, everything else
+        entry = self._gather(self.shards, outer * float(s.scheme.gathered or s.width))
         width = float(s.scheme.reduce or s.width)
-        reduce = fab.gather(self.shards, (self.dense + self.expert) * width / self.blocks)
+        trained = self.dense + self.expert
+        exit_share = outer / real(self.model.whole())
+        reduce = fab.gather(self.shards, trained * (1.0 - exit_share) * width / self.blocks)
         reduce = reduce + self._of_copies(width) / self.blocks
+        leave = self._gather(self.shards, trained * exit_share * width)
         forward, backward = p.forward_s / self.blocks, p.backward_s / self.blocks
         if not f.prefetch:
             forward, backward = forward * 0.0, backward * 0.0
         again = gather if s.choices.reshard else gather * 0.0
-        one = self._shown(gather, forward, 0.0) * self.blocks + gather
+        one = self._shown(gather, forward, 0.0) * self.blocks + gather + entry
+        if self.model.stays_gathered:  # gathered once; reduced when the last micro-batch is through
+            return one + reduce * self.blocks + leave
         quiet = self._shown(again, backward, 0.0) * self.blocks
-        busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce
+        busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce + leave
         micro = self.d.grad_accum
-        held = micro - 1 if s.profile.no_sync else 0  # micro-batches after which nothing is reduced
+        held = micro - 1 if self.model.whole_grads else 0  # micro-batches after which nothing is reduced
         return one * micro + quiet * held + busy * (micro - held)
 
     def _gather(self, g: Group, whole: Real) -> Real:

@@ -23,6 +23,7 @@ class Framework:
     ddp: Literal["overlap", "after"]
     bucket_bytes: float
     gather_by: Literal["bucket", "tensor"]
+    gather_beside: bool
     zero3_by: Literal["block", "tensor"]
     each_micro: bool
     prefetch: bool

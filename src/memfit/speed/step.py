@@ -181,7 +181,7 @@ class Units:
 
     def _entry(self, model: StageModel, forward: Seconds, backward: Seconds) -> None:
         self._end(model, self.w.entry, forward, backward, self.s.embedding.trained)
-        if self.s.choices.tensor_parallel and self.s.profile.vocab_parallel:
+        if self.s.choices.tensor_parallel:
             group = self.m.fabric.group(self.d.tp, 1)
             forward.put(
                 "tp", self.m.fabric.all_reduce(group, real(self.d.tokens) * self.s.arch.hidden_size * self.s.width)
@@ -189,12 +189,15 @@ class Units:
 
     def _tail(self, model: StageModel, forward: Seconds, backward: Seconds) -> None:
         self._end(model, self.w.tail, forward, backward, self.s.head.trained)
-        if self.s.choices.tensor_parallel and self.s.profile.vocab_parallel:
+        if self.s.choices.tensor_parallel:
             fab = self.m.fabric
             group = fab.group(self.d.tp, 1)
             whole = real(self.d.tokens) * self.s.arch.hidden_size * self.s.width
-            # maximum, sum of exponentials, target logit
-            forward.put("tp", fab.all_reduce(group, real(self.d.tokens) * 4.0) * 3.0)
+            if self.s.profile.vocab_parallel:
+                # maximum, sum of exponentials, target logit
+                forward.put("tp", fab.all_reduce(group, real(self.d.tokens) * 4.0) * 3.0)
+            else:
+                forward.put("tp", fab.gather(group, real(model.tail_atoms()["V"]) * self.s.width))
             if self.s.style.sequence_parallel:
                 forward.put("tp", fab.gather(group, whole))
                 backward.put("tp", fab.gather(group, whole))
