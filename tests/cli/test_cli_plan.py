@@ -132,3 +132,17 @@ def test_serving_that_cannot_be_names_ways():
 )
 def test_what_is_refused(words, text):
     assert text in refused("plan", *words)
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+
+ONE_H100 = ["llama-3.2-1b", "--gpu", "h100", "--seq", "2k", "--global-batch", "8", "-f", "trl", "--no-trace"]
+
+
+def test_a_whole_machine_is_named():
+    text = " ".join(ok("plan", *ONE_H100, "--objective", "cost", "--within", "aws").split())
+    assert "$55.04 an hour (AWS p5.48xlarge, 2026-05, 1 of 8 GPUs used)" in text
+    option = json.loads(ok("plan", *ONE_H100, "--objective", "cost", "--within", "aws", "--json"))["plans"][0]["gpus"]
+    assert (option["price_old"], option["machine"], option["paid_gpus"]) == (False, "p5.48xlarge", 8)
+    text = " ".join(refused("plan", *ONE_H100, "--objective", "cost", "--within", "gcp").split())
+    assert "--price h100-sxm-80gb=2.5" in text

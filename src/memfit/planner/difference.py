@@ -157,7 +157,8 @@ def _figures(found: Estimate, given: float | None) -> Figures:
             else:
                 step = speed.step_time(resolved)
                 seconds, rate = step.step_s, step.tokens_per_s_per_gpu
-    price = price_of(resolved.gpu, given) if resolved.gpu is not None else None
+    count = int(resolved.values["gpus"])
+    price = price_of(resolved.gpu, given, count) if resolved.gpu is not None else None
     if price is not None and rate:
-        usd = price.usd_per_hour / HOUR_S / rate * MILLION
+        usd = price.per_hour(count) / HOUR_S / (rate * count) * MILLION
     return Figures(device_bytes=found.device_bytes, seconds=seconds, tokens_per_s_per_gpu=rate, usd_per_mtoken=usd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from memfit.hardware import OLD_MONTHS
 from memfit.planner import OBJECTIVES
 from memfit.planner.explain import Step
 from memfit.planner.levers import WORDS
@@ -117,7 +118,14 @@ def _price(plan: Plan) -> str:
     if hour is None or option.price is None:
         return "; no price is known (--price)"
     price = option.price
-    where = ", ".join(w for w in (price.provider, "spot" if option.is_spot else "", price.date) if w)
+    words = (
+        clean(" ".join(w for w in (price.provider, price.machine) if w)),
+        "spot" if option.is_spot else "",
+        price.date,
+        f"older than {OLD_MONTHS} months" if price.is_old else "",
+        f"{option.gpus} of {option.paid_gpus} GPUs used" if option.paid_gpus > option.gpus else "",
+    )
+    where = ", ".join(w for w in words if w)
     each = plan.usd_per_mtoken
     return f", ${hour:,.2f} an hour ({where})" + (f", ${each:,.3g} per million tokens" if each is not None else "")
 
