@@ -136,7 +136,29 @@ def test_what_is_refused(words, text):
 
 # ---- prices ----------------------------------------------------------------------------------------------------------
 
+PRICES = "provider,gpu,usd_per_hour,date\nAcme,rtx-4090,0.4,2026-11\nBygone,rtx-4090,0.1,2022-03\n"
 ONE_H100 = ["llama-3.2-1b", "--gpu", "h100", "--seq", "2k", "--global-batch", "8", "-f", "trl", "--no-trace"]
+
+
+def test_a_price_list_is_used(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text(PRICES, encoding="utf-8")
+    assert "$0.40 an hour (Acme, 2026-11)" in ok("plan", *SMALL, "--prices", str(path))
+    text = " ".join(ok("plan", *SMALL, "--prices", str(path), "--within", "bygone").split())
+    assert "$0.10 an hour (Bygone, 2022-03, older than 18 months)" in text
+    document = json.loads(ok("plan", *SMALL, "--prices", str(path), "--within", "bygone", "--json"))
+    assert faults(document, schema("plan")) == []
+    option = document["plans"][0]["gpus"]
+    assert (option["price_old"], option["machine"], option["paid_gpus"]) == (True, None, 1)
+    assert "acme, aws" in refused("plan", *SMALL, "--prices", str(path), "--within", "verda")
+
+
+def test_a_bad_price_list_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prices.csv").write_text("provider,gpu,usd_per_hour\nAcme,rtx-4090,cheap\n", encoding="utf-8")
+    text = " ".join(refused("plan", *SMALL, "--prices", "prices.csv").split())
+    assert text == "error: 'prices.csv', price 1: `usd_per_hour` must be dollars per GPU-hour, got 'cheap'"
+    assert "no such file" in refused("plan", *SMALL, "--prices", "none.csv")
 
 
 def test_a_whole_machine_is_named():

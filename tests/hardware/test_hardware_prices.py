@@ -1,14 +1,16 @@
-"""Prices: the snapshot, and what is counted of it."""
+"""Prices: the snapshot, what is counted of it, and lists of the user's own."""
 
+import json
 import math
 import re
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfit.errors import JobError
+from memfit.errors import InputFileError, JobError
 from memfit.hardware import (
     OLD_MONTHS,
     Price,
@@ -20,6 +22,7 @@ from memfit.hardware import (
     nodes,
     price,
     prices,
+    read_prices,
 )
 from memfit.hardware.data import DATA_DATE, read
 
@@ -183,3 +186,110 @@ def test_the_snapshot_answers_with_old_prices_only_when_asked():
     assert cheapest(t4, 4) is None
     assert cheapest(t4, 4, within=("aws",)).is_old
     assert not cheapest(t4, 1, within=("aws",)).is_old
+
+
+# ---- lists -----------------------------------------------------------------------------------------------------------
+
+CSV = """provider, gpu, usd_per_hour, spot, date, machine, machine_gpus
+Acme, H100, $2.40, , 2026-11, big, 8
+Acme, rtx 4090, 0.4, 0.2, , ,
+"""
+TOML = """
+[[prices]]
+provider = "Acme"
+gpu = "h100"
+usd_per_hour = 2.4
+date = "2026-11"
+machine = "big"
+machine_gpus = 8
+[[prices]]
+provider = "Acme"
+gpu = "rtx-4090"
+usd_per_hour = 0.4
+spot = 0.2
+"""
+ROWS = [
+    {"provider": "Acme", "gpu": "h100", "usd_per_hour": 2.4, "date": "2026-11", "machine": "big", "machine_gpus": 8},
+    {"provider": "Acme", "gpu": "rtx-4090", "usd_per_hour": 0.4, "spot": 0.2},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", CSV),
+        ("list.toml", TOML),
+        ("list.json", json.dumps(ROWS)),
+        ("list.yaml", json.dumps({"prices": ROWS})),
+    ],
+)
+def test_lists_are_read(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    first, second = read_prices(path)
+    assert (first.provider, first.gpu, first.usd_per_hour, first.date) == ("Acme", "h100-sxm-80gb", 2.4, "2026-11")
+    assert (first.machine, first.machine_gpus, first.spot_usd_per_hour) == ("big", 8, None)
+    assert (second.gpu, second.usd_per_hour, second.spot_usd_per_hour) == ("rtx-4090", 0.4, 0.2)
+    assert (second.date, second.machine, second.machine_gpus) == ("", "", None)
+    assert name in first.source
+
+
+HEAD = "provider,gpu,usd_per_hour"
+BAD = {
+    "no-rows.csv": (HEAD, "holds no price"),
+    "empty.csv": ("", "holds no price"),
+    "empty.json": ("[]", "holds no price"),
+    "short.csv": (f"{HEAD}\nA,h100", "price 1: 2 cells below a header of 3"),
+    "twice.csv": ("gpu,gpu\n1,2", "names a column twice"),
+    "quote.csv": (f'{HEAD}\nA,h100,"2', "is not CSV"),
+    "no-gpu.csv": ("provider,usd_per_hour\nA,2", "`gpu` is missing"),
+    "no-price.csv": (f"{HEAD}\nA,h100,", "`usd_per_hour` is missing"),
+    "card.csv": (f"{HEAD}\nA,h100,2\nA,h1000,2", "price 2: unknown GPU `h1000`"),
+    "none.csv": (f"{HEAD}\nA,0xh100,2", "must be between 1 and"),
+    "count.csv": (f"{HEAD}\nA,8xh100,2", "names 8 cards"),
+    "word.csv": (f"{HEAD}\nA,h100,two", "must be dollars per GPU-hour, got 'two'"),
+    "minus.csv": (f"{HEAD}\nA,h100,-2", "must be dollars per GPU-hour"),
+    "nan.csv": (f"{HEAD}\nA,h100,nan", "must be dollars per GPU-hour"),
+    "date.csv": (f"{HEAD},date\nA,h100,2,28.11.2026", "must be like 2026-11-28"),
+    "month.csv": (f"{HEAD},date\nA,h100,2,2026-13", "must be like 2026-11-28"),
+    "machine.csv": (f"{HEAD},machine_gpus\nA,h100,2,0", "must be a number of GPUs"),
+    "half.json": ('[{"provider": "A", "gpu": "h100", "usd_per_hour": 2, "machine_gpus": 1.5}]', "a number of GPUs"),
+    "column.csv": (f"{HEAD},sopt\nA,h100,2,1", "unknown column 'sopt'"),
+    "escape.csv": (f"{HEAD}\nA\x1b[2J,h100,2", "must be a name"),
+    "comma.csv": (f'{HEAD}\n"A,B",h100,2', "must be a name"),
+    "true.json": ('[{"provider": "A", "gpu": "h100", "usd_per_hour": true}]', "must be dollars per GPU-hour"),
+    "table.json": ('[["A", "h100", 2]]', "not a table"),
+    "other.json": ('{"price": []}', "is not a price list"),
+    "text.json": ('{"prices": "none"}', "is not a list"),
+    "number.json": ("3", "is not a list"),
+    "broken.json": ("{", "is not JSON"),
+    "broken.toml": ("[[prices", "is not TOML"),
+    "list.xlsx": ("", "not a known kind of price list"),
+    "deep.json": ("[" * 100000, "nested"),
+    "zip.csv": ("PK\x03\x04", "looks like a zip archive"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_a_bad_list_is_one_sentence(tmp_path, name):
+    text, words = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    with pytest.raises(InputFileError) as caught:
+        read_prices(path)
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+    assert "\x1b" not in caught.value.message
+
+
+def test_a_list_that_is_not_there(tmp_path):
+    with pytest.raises(InputFileError, match="no such file"):
+        read_prices(tmp_path / "none.csv")
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_list_or_one_error(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_text(HEAD + "\n" + text, encoding="utf-8", errors="replace")
+    with suppress(InputFileError):
+        assert all(p.gpu in {g.name for g in gpus()} for p in read_prices(path))

@@ -7,6 +7,7 @@ from planner_cases import SMALL
 
 from memfit import estimate, speed
 from memfit.errors import JobError, JobErrors, MemfitError, UnknownNameError
+from memfit.hardware import Price
 from memfit.job import dumps, from_kwargs, load
 from memfit.planner import Request, plan
 from memfit.planner.capabilities import capability, excluded, names, qualities
@@ -217,6 +218,7 @@ def test_what_to_do_without_a_price():
     with pytest.raises(MemfitError, match="no price is known for any of these cards at gcp") as caught:
         ask(fields, objective="cost", within=("gcp",))
     assert "--price h100=2.5" in caught.value.hint
+    assert "--prices FILE" in caught.value.hint
     assert "aws, azure, crusoe, lambda, verda" in caught.value.hint
     with pytest.raises(MemfitError, match=r"4 x t4 is older than 18 months \(AWS, 2025-03\)") as caught:
         ask({**fields, "gpu": "4xt4", "gpus": 4}, objective="cost")
@@ -224,6 +226,18 @@ def test_what_to_do_without_a_price():
     found = ask(fields, objective="cost", within=("verda", "gcp"))
     assert any("no price of gcp is known" in note for note in found.notes)
     assert not any("no price of" in note for note in ask(fields, objective="cost", within=("verda",)).notes)
+
+
+def test_a_price_list_stands_in_place_of_the_snapshot():
+    fields = {"model": "llama-3.2-1b", "gpu": "any", "gpus": 1, "seq_len": 2048, "global_batch": 8, "framework": "trl"}
+    mine = Price(gpu="rtx-3090", provider="Acme", usd_per_hour=0.2, spot_usd_per_hour=None, source="mine", date="")
+    found = ask(fields, objective="cost", price_list=(mine,))
+    assert {p.option.price for p in found.plans} == {mine}
+    assert ask(fields, objective="cost", price_list=(mine,), within=("acme",)).plans
+    with pytest.raises(UnknownNameError, match="verda"):
+        ask(fields, objective="cost", price_list=(mine,), within=("verda",))
+    paid = ask({**fields, "gpu": "rtx-3090"}, objective="cost", price_list=(mine,), prices={"rtx-3090": 0.5}).plans[0]
+    assert paid.option.price.provider == "given"
 
 
 # ---- what cannot be --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from memfit.hardware.data import data_version
 from memfit.hardware.gpu import Gpu, gpus
 from memfit.hardware.links import Link, link_bytes_per_s, links
 from memfit.hardware.names import lookup_gpu
+from memfit.hardware.price_list import read_prices
 from memfit.hardware.prices import OLD_MONTHS, Price, cheapest, price, prices
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "nodes",
     "price",
     "prices",
+    "read_prices",
 ]

@@ -1,4 +1,4 @@
-"""What a GPU-hour costs: a dated snapshot. Prices move: every answer carries its date.
+"""What a GPU-hour costs: a dated snapshot, or a list of the user's. Prices move: every answer carries its date.
 
 Two rules stand between a row and an answer. A machine is rented whole: a price of an 8-GPU machine is paid eight times
 for one GPU, and a single-GPU machine says nothing about four GPUs that share a node. And an old price, one of more than

@@ -48,6 +48,7 @@ class Request:
         budget: dollars an hour for all GPUs, None for no limit.
         within: providers; empty for all.
         prices: card name -> dollars per GPU-hour that the user pays; the key "" is for whatever card is used.
+        price_list: the prices that are known, in place of the snapshot; None for the snapshot.
         spot: use interruptible prices where they are known.
         tokens: length of the whole run, for its cost; None when not asked.
         host_bytes: memory of one host; None takes the machine shape's, where it is known.
@@ -64,6 +65,7 @@ class Request:
     budget: float | None = None
     within: tuple[str, ...] = ()
     prices: Mapping[str, float] = field(default_factory=dict)
+    price_list: tuple[Price, ...] | None = None
     spot: bool = False
     tokens: int | None = None
     host_bytes: int | None = None
@@ -95,9 +97,14 @@ class Request:
                 raise UnknownNameError("provider", word[:60], known, hint=f"one of {', '.join(known)}")
 
     @property
+    def known_prices(self) -> tuple[Price, ...]:
+        """The prices that are known: the user's list, or the snapshot."""
+        return prices() if self.price_list is None else self.price_list
+
+    @property
     def priced_providers(self) -> list[str]:
         """Who asks them, in lower case and in order."""
-        return sorted({p.provider.lower() for p in prices()})
+        return sorted({p.provider.lower() for p in self.known_prices})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +179,8 @@ def _no_price(request: Request, cards: list[Gpu], counts: list[int]) -> MemfitEr
     known = ", ".join(request.priced_providers) or "no provider"
     return MemfitError(
         f"no price is known for {what}" + (f" at {', '.join(request.within)}" if request.within else ""),
-        hint=f"--price {example}=2.5 states what you pay for a GPU-hour; prices are known of {known}",
+        hint=f"--price {example}=2.5 states what you pay for a GPU-hour, --prices FILE gives a list;"
+        f" prices are known of {known}",
     )
 
 
@@ -192,7 +200,7 @@ def _too_dear(request: Request, found: list[Option]) -> MemfitError:
     return MemfitError(
         f"no card costs as little as {request.budget:g} dollars an hour: {least.gpus} x {least.gpu.name} costs"
         f" {least.usd_per_hour:,.2f} ({where}{whole})",
-        hint=f"--price {least.gpu.name}=2.5 states what you pay for a GPU-hour",
+        hint=f"--price {least.gpu.name}=2.5 states what you pay for a GPU-hour, --prices FILE gives a list",
     )
 
 
@@ -201,7 +209,7 @@ def price_notes(request: Request) -> tuple[str, ...]:
     without = [w for w in request.within if w not in request.priced_providers]
     if not without or len(without) == len(request.within):
         return ()
-    return (f"no price of {' and '.join(without)} is known (--price h100=2.5 states it)",)
+    return (f"no price of {' and '.join(without)} is known (--price h100=2.5 or --prices FILE states it)",)
 
 
 def _card(request: Request) -> Gpu:
@@ -214,7 +222,7 @@ def _card(request: Request) -> Gpu:
 
 def _cards(request: Request) -> Iterator[Gpu]:
     """Cards that somebody rents out: those with a price, and those of known machine shapes."""
-    wanted = {p.gpu for p in prices() if not request.within or p.provider.lower() in request.within}
+    wanted = {p.gpu for p in request.known_prices if not request.within or p.provider.lower() in request.within}
     titles = [_PROVIDERS[w] for w in request.within if w in _PROVIDERS]
     wanted |= {n.gpu for n in nodes() if not request.within or any(n.title.startswith(t) for t in titles)}
     wanted |= {lookup_gpu(name)[0].name for name in request.prices if name}
@@ -232,6 +240,7 @@ def _price(request: Request, card: Gpu, count: int) -> Price | None:
         card,
         count,
         per_node=request.job.hardware.gpus_per_node,
+        rows=request.known_prices,
         within=request.within,
         spot=request.spot,
     )
