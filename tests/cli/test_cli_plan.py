@@ -168,3 +168,19 @@ def test_a_whole_machine_is_named():
     assert (option["price_old"], option["machine"], option["paid_gpus"]) == (False, "p5.48xlarge", 8)
     text = " ".join(refused("plan", *ONE_H100, "--objective", "cost", "--within", "gcp").split())
     assert "--price h100-sxm-80gb=2.5" in text
+
+
+def test_a_difference_in_cost_says_whose_prices_it_rests_on(tmp_path):
+    job = TODAY.replace("checkpointing = ", "zero = 0\ncheckpointing = ")
+    paths = []
+    for name in ("h100", "t4"):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(job.replace("rtx-4090", name), encoding="utf-8")
+        paths.append(str(path))
+    text = " ".join(ok("diff", *paths).split())
+    assert "prices: A $2.29 an hour (Verda, 2026-08); B $0.53 an hour (A" in text
+    assert "prices: $2.00 an hour (given) for both" in " ".join(ok("diff", *paths, "--price", "2").split())
+    document = json.loads(ok("diff", *paths, "--json"))
+    assert faults(document, schema("diff")) == []
+    assert document["time"]["left"]["price_source"].startswith("Verda: ")
+    assert document["time"]["right"]["price_date"] >= "2026-05"
