@@ -193,9 +193,15 @@ def node_table() -> str:
 
 
 def price_table() -> str:
-    """Dated price snapshot."""
-    rows = ((code(p.gpu), p.provider, f"{p.usd_per_hour:.2f}", p.date) for p in prices())
-    return table(("card", "provider", "USD an hour", "date"), rows)
+    """Dated price snapshot, per GPU, and where it is from."""
+    rows = (
+        (code(p.gpu), p.provider, f"{p.machine} ({p.machine_gpus})" if p.machine else "", f"{p.usd_per_hour:.2f}",
+         "" if p.spot_usd_per_hour is None else f"{p.spot_usd_per_hour:.2f}", p.date + (", old" if p.is_old else ""))
+        for p in prices()
+    )  # fmt: skip
+    header = ("card", "provider", "machine (its GPUs)", "USD per GPU-hour", "spot", "date")
+    origins = dict.fromkeys(f"- {p.provider}, {p.date}: {p.source}" for p in prices())
+    return table(header, rows) + "\n" + "\n".join(origins) + "\n"
 
 
 def coverage_line() -> str:

@@ -132,3 +132,55 @@ def test_serving_that_cannot_be_names_ways():
 )
 def test_what_is_refused(words, text):
     assert text in refused("plan", *words)
+
+
+# ---- prices ----------------------------------------------------------------------------------------------------------
+
+PRICES = "provider,gpu,usd_per_hour,date\nAcme,rtx-4090,0.4,2026-11\nBygone,rtx-4090,0.1,2022-03\n"
+ONE_H100 = ["llama-3.2-1b", "--gpu", "h100", "--seq", "2k", "--global-batch", "8", "-f", "trl", "--no-trace"]
+
+
+def test_a_price_list_is_used(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text(PRICES, encoding="utf-8")
+    assert "$0.40 an hour (Acme, 2026-11)" in ok("plan", *SMALL, "--prices", str(path))
+    text = " ".join(ok("plan", *SMALL, "--prices", str(path), "--within", "bygone").split())
+    assert "$0.10 an hour (Bygone, 2022-03, older than 18 months)" in text
+    document = json.loads(ok("plan", *SMALL, "--prices", str(path), "--within", "bygone", "--json"))
+    assert faults(document, schema("plan")) == []
+    option = document["plans"][0]["gpus"]
+    assert (option["price_old"], option["machine"], option["paid_gpus"]) == (True, None, 1)
+    assert "acme, aws" in refused("plan", *SMALL, "--prices", str(path), "--within", "verda")
+
+
+def test_a_bad_price_list_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prices.csv").write_text("provider,gpu,usd_per_hour\nAcme,rtx-4090,cheap\n", encoding="utf-8")
+    text = " ".join(refused("plan", *SMALL, "--prices", "prices.csv").split())
+    assert text == "error: 'prices.csv', price 1: `usd_per_hour` must be dollars per GPU-hour, got 'cheap'"
+    assert "no such file" in refused("plan", *SMALL, "--prices", "none.csv")
+
+
+def test_a_whole_machine_is_named():
+    text = " ".join(ok("plan", *ONE_H100, "--objective", "cost", "--within", "aws").split())
+    assert "$55.04 an hour (AWS p5.48xlarge, 2026-05, 1 of 8 GPUs used)" in text
+    option = json.loads(ok("plan", *ONE_H100, "--objective", "cost", "--within", "aws", "--json"))["plans"][0]["gpus"]
+    assert (option["price_old"], option["machine"], option["paid_gpus"]) == (False, "p5.48xlarge", 8)
+    text = " ".join(refused("plan", *ONE_H100, "--objective", "cost", "--within", "gcp").split())
+    assert "--price h100-sxm-80gb=2.5" in text
+
+
+def test_a_difference_in_cost_says_whose_prices_it_rests_on(tmp_path):
+    job = TODAY.replace("checkpointing = ", "zero = 0\ncheckpointing = ")
+    paths = []
+    for name in ("h100", "t4"):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(job.replace("rtx-4090", name), encoding="utf-8")
+        paths.append(str(path))
+    text = " ".join(ok("diff", *paths).split())
+    assert "prices: A $2.29 an hour (Verda, 2026-08); B $0.53 an hour (A" in text
+    assert "prices: $2.00 an hour (given) for both" in " ".join(ok("diff", *paths, "--price", "2").split())
+    document = json.loads(ok("diff", *paths, "--json"))
+    assert faults(document, schema("diff")) == []
+    assert document["time"]["left"]["price_source"].startswith("Verda: ")
+    assert document["time"]["right"]["price_date"] >= "2026-05"

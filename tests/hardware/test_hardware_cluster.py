@@ -1,4 +1,4 @@
-"""Nodes, links, clusters and prices."""
+"""Nodes, links and clusters."""
 
 import re
 from itertools import pairwise
@@ -15,8 +15,6 @@ from memfit.hardware import (
     lookup_node,
     make_cluster,
     nodes,
-    price,
-    prices,
 )
 from memfit.units import GIB
 
@@ -143,29 +141,3 @@ def test_links():
         assert DATE.match(link.date)
     with pytest.raises(UnknownNameError, match="infiniband-ndr"):
         link_bytes_per_s("infiniband-ndx")
-
-
-def test_prices_are_dated_and_name_known_cards():
-    known = {g.name for g in gpus()}
-    for entry in prices():
-        assert entry.gpu in known
-        assert entry.source
-        assert DATE.match(entry.date)
-        assert 0 < entry.usd_per_hour < 20
-        assert entry.spot_usd_per_hour is None or 0 < entry.spot_usd_per_hour < entry.usd_per_hour
-
-
-def test_the_lowest_price_wins_and_an_override_wins_over_it():
-    v100 = price(card("v100"))
-    assert v100 is not None
-    assert (v100.usd_per_hour, v100.provider) == (0.14, "Verda")
-    assert price(card("rtx-3090")) is None
-    mine = price(card("rtx-3090"), override=0.25)
-    assert mine is not None
-    assert (mine.usd_per_hour, mine.provider) == (0.25, "given")
-
-
-@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
-def test_a_bad_price_is_an_error(bad):
-    with pytest.raises(JobError, match="price"):
-        price(card("h100"), override=bad)

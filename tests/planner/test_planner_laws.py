@@ -7,6 +7,7 @@ from planner_cases import SMALL
 
 from memfit import estimate, speed
 from memfit.errors import JobError, JobErrors, MemfitError, UnknownNameError
+from memfit.hardware import Price
 from memfit.job import dumps, from_kwargs, load
 from memfit.planner import Request, plan
 from memfit.planner.capabilities import capability, excluded, names, qualities
@@ -198,8 +199,45 @@ def test_a_budget_is_kept_and_the_cheapest_is_cheapest():
     assert {p.option.gpu.name for p in found.plans} <= {"rtx-a6000", "v100-sxm-16gb"}
     with pytest.raises(MemfitError, match="costs as little as"):
         ask(fields, budget=0.01)
-    with pytest.raises(MemfitError, match="price snapshot has none"):
+    with pytest.raises(MemfitError, match="no price is known for rtx-3090"):
         ask({**fields, "gpu": "rtx-3090"}, budget=5.0)
+
+
+def test_a_machine_is_paid_for_whole():
+    fields = {"model": "llama-3.2-1b", "gpu": "h100", "seq_len": 2048, "global_batch": 8, "framework": "trl"}
+    one = ask(fields, objective="cost", within=("aws",)).plans[0]
+    assert (one.option.gpus, one.option.paid_gpus) == (1, 8)
+    flat = ask(fields, objective="cost", prices={"": one.option.price.usd_per_hour}).plans[0]
+    assert one.usd_per_mtoken == pytest.approx(8 * flat.usd_per_mtoken)
+    with pytest.raises(MemfitError, match=r"1 x h100-sxm-80gb costs 55\.04 \(AWS p5\.48xlarge, rented as 8\)"):
+        ask(fields, budget=20.0, within=("aws",))
+
+
+def test_what_to_do_without_a_price():
+    fields = {"model": "llama-3.2-1b", "gpu": "any", "gpus": 1, "seq_len": 2048, "global_batch": 8, "framework": "trl"}
+    with pytest.raises(MemfitError, match="no price is known for any of these cards at gcp") as caught:
+        ask(fields, objective="cost", within=("gcp",))
+    assert "--price h100=2.5" in caught.value.hint
+    assert "--prices FILE" in caught.value.hint
+    assert "aws, azure, crusoe, lambda, verda" in caught.value.hint
+    with pytest.raises(MemfitError, match=r"4 x t4 is older than 18 months \(AWS, 2025-03\)") as caught:
+        ask({**fields, "gpu": "4xt4", "gpus": 4}, objective="cost")
+    assert "--within aws" in caught.value.hint
+    found = ask(fields, objective="cost", within=("verda", "gcp"))
+    assert any("no price of gcp is known" in note for note in found.notes)
+    assert not any("no price of" in note for note in ask(fields, objective="cost", within=("verda",)).notes)
+
+
+def test_a_price_list_stands_in_place_of_the_snapshot():
+    fields = {"model": "llama-3.2-1b", "gpu": "any", "gpus": 1, "seq_len": 2048, "global_batch": 8, "framework": "trl"}
+    mine = Price(gpu="rtx-3090", provider="Acme", usd_per_hour=0.2, spot_usd_per_hour=None, source="mine", date="")
+    found = ask(fields, objective="cost", price_list=(mine,))
+    assert {p.option.price for p in found.plans} == {mine}
+    assert ask(fields, objective="cost", price_list=(mine,), within=("acme",)).plans
+    with pytest.raises(UnknownNameError, match="verda"):
+        ask(fields, objective="cost", price_list=(mine,), within=("verda",))
+    paid = ask({**fields, "gpu": "rtx-3090"}, objective="cost", price_list=(mine,), prices={"rtx-3090": 0.5}).plans[0]
+    assert paid.option.price.provider == "given"
 
 
 # ---- what cannot be --------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ _ENDINGS = {".toml": "toml", ".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 @click.option("--budget", metavar="USD/h", help="Most dollars an hour for all GPUs, e.g. 20/h.")
 @click.option("--within", metavar="A,B", help="Only these providers.")
 @click.option("--price", "prices", multiple=True, metavar="[GPU=]USD", help="What a GPU-hour costs you.")
+@click.option("--prices", "price_list", metavar="FILE", help="The prices that count, in place of memfit's: a list.")
 @click.option("--spot", is_flag=True, help="Count with interruptible prices where they are known.")
 @click.option("--tokens", metavar="N", help="Tokens of the whole run, e.g. 2T, for its time and cost.")
 @click.option("--host-memory", metavar="SIZE", help="Memory of one host, e.g. 128GiB: what may be offloaded.")
@@ -104,6 +105,7 @@ def command(
 
 
 def _request(ctx: click.Context, source: str | None, options: Mapping[str, Any]) -> Request:
+    from memfit.hardware import read_prices
     from memfit.planner import Request
 
     today, job = options["today"], given(ctx, source)
@@ -127,6 +129,7 @@ def _request(ctx: click.Context, source: str | None, options: Mapping[str, Any])
         budget=None if options["budget"] is None else dollars(options["budget"], "--budget"),
         within=tuple(w.strip().lower() for w in (options["within"] or "").split(",") if w.strip()),
         prices=_prices(options["prices"]),
+        price_list=None if options["price_list"] is None else read_prices(options["price_list"]),
         spot=options["spot"],
         tokens=_tokens(options["tokens"]),
         host_bytes=_size(options["host_memory"]),

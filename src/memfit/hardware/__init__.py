@@ -11,14 +11,17 @@ from memfit.hardware.data import data_version
 from memfit.hardware.gpu import Gpu, gpus
 from memfit.hardware.links import Link, link_bytes_per_s, links
 from memfit.hardware.names import lookup_gpu
-from memfit.hardware.prices import Price, price, prices
+from memfit.hardware.price_list import read_prices
+from memfit.hardware.prices import OLD_MONTHS, Price, cheapest, price, prices
 
 __all__ = [
+    "OLD_MONTHS",
     "Cluster",
     "Gpu",
     "Link",
     "Node",
     "Price",
+    "cheapest",
     "data_version",
     "default_node",
     "gpus",
@@ -30,4 +33,5 @@ __all__ = [
     "nodes",
     "price",
     "prices",
+    "read_prices",
 ]

@@ -13,7 +13,7 @@ from memfit.planner.impossible import Impossible
 from memfit.planner.impossible import explain as explain_impossible
 from memfit.planner.planning import Found, explain_values, find
 from memfit.planner.plans import HOUR_S, Plan, make_plan
-from memfit.planner.request import Option, Request
+from memfit.planner.request import Option, Request, price_notes
 from memfit.planner.serve import Served, serve
 
 _MOST_FRONT = 12
@@ -122,6 +122,7 @@ def plan(request: Request, *, lever: str = "") -> Answer:
             *found.field.space.notes,
             *_host_note(found),
             *_length_note(found.field.space.base.arch.max_positions, found.seq_len),
+            *price_notes(request),
         ),
         considered=found.considered,
         evaluated=found.evaluated,
@@ -171,7 +172,11 @@ def _served(request: Request) -> Answer:
     return Answer(
         request=request,
         plans=found.plans,
-        notes=(*found.notes, *_length_note(best.estimate.resolved.arch.max_positions, best.job.task.context)),
+        notes=(
+            *found.notes,
+            *_length_note(best.estimate.resolved.arch.max_positions, best.job.task.context),
+            *price_notes(request),
+        ),
         considered=found.considered,
         evaluated=found.considered,
         binding=Binding(kind="time", what=what, share=parts[name] / best.tpot_s if best.tpot_s else 0.0),

@@ -11,6 +11,7 @@ from memfit import speed
 from memfit.errors import MemfitError
 from memfit.formula.estimate import Estimate, estimate_resolved
 from memfit.formula.resolve import Resolved
+from memfit.hardware import Price
 from memfit.hardware import price as price_of
 from memfit.job import BY_NAME
 from memfit.planner.plans import HOUR_S, MILLION
@@ -32,12 +33,17 @@ _LAYOUT_SHOWN = ("gpus", "dp", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_p
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """A job by the two models: bytes on the card, seconds of a step or token, rate, dollars; None where unknown."""
+    """A job by the two models: bytes on the card, seconds of a step or token, rate, dollars; None where unknown.
+
+    ``price`` is what the dollars rest on, for ``gpus`` cards.
+    """
 
     device_bytes: int
     seconds: float | None
     tokens_per_s_per_gpu: float | None
     usd_per_mtoken: float | None
+    price: Price | None = None
+    gpus: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +163,15 @@ def _figures(found: Estimate, given: float | None) -> Figures:
             else:
                 step = speed.step_time(resolved)
                 seconds, rate = step.step_s, step.tokens_per_s_per_gpu
-    price = price_of(resolved.gpu, given) if resolved.gpu is not None else None
+    count = int(resolved.values["gpus"])
+    price = price_of(resolved.gpu, given, count) if resolved.gpu is not None else None
     if price is not None and rate:
-        usd = price.usd_per_hour / HOUR_S / rate * MILLION
-    return Figures(device_bytes=found.device_bytes, seconds=seconds, tokens_per_s_per_gpu=rate, usd_per_mtoken=usd)
+        usd = price.per_hour(count) / HOUR_S / (rate * count) * MILLION
+    return Figures(
+        device_bytes=found.device_bytes,
+        seconds=seconds,
+        tokens_per_s_per_gpu=rate,
+        usd_per_mtoken=usd,
+        price=price,
+        gpus=count,
+    )

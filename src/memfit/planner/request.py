@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from memfit.errors import JobError, MemfitError, UnknownNameError
-from memfit.hardware import Gpu, Price, gpus, lookup_gpu, nodes, prices
+from memfit.hardware import OLD_MONTHS, Gpu, Price, cheapest, gpus, lookup_gpu, nodes, prices
 from memfit.hardware import price as price_of
 from memfit.job import Job
 from memfit.planner.capabilities import check_allowed
@@ -48,6 +48,7 @@ class Request:
         budget: dollars an hour for all GPUs, None for no limit.
         within: providers; empty for all.
         prices: card name -> dollars per GPU-hour that the user pays; the key "" is for whatever card is used.
+        price_list: the prices that are known, in place of the snapshot; None for the snapshot.
         spot: use interruptible prices where they are known.
         tokens: length of the whole run, for its cost; None when not asked.
         host_bytes: memory of one host; None takes the machine shape's, where it is known.
@@ -64,6 +65,7 @@ class Request:
     budget: float | None = None
     within: tuple[str, ...] = ()
     prices: Mapping[str, float] = field(default_factory=dict)
+    price_list: tuple[Price, ...] | None = None
     spot: bool = False
     tokens: int | None = None
     host_bytes: int | None = None
@@ -89,10 +91,20 @@ class Request:
         if self.objective == "changes" and self.today is None:
             raise MemfitError("fewest changes from what? today's job is not given", hint="--from job.toml")
         check_allowed(self.allow)
-        known = sorted({p.provider.lower() for p in prices()} | set(_PROVIDERS))
+        known = sorted({*self.priced_providers, *_PROVIDERS})
         for word in self.within:
             if word not in known:
                 raise UnknownNameError("provider", word[:60], known, hint=f"one of {', '.join(known)}")
+
+    @property
+    def known_prices(self) -> tuple[Price, ...]:
+        """The prices that are known: the user's list, or the snapshot."""
+        return prices() if self.price_list is None else self.price_list
+
+    @property
+    def priced_providers(self) -> list[str]:
+        """Who asks them, in lower case and in order."""
+        return sorted({p.provider.lower() for p in self.known_prices})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,11 +118,13 @@ class Option:
 
     @property
     def usd_per_hour(self) -> float | None:
-        """Of all GPUs."""
-        if self.price is None:
-            return None
-        spot = self.price.spot_usd_per_hour if self.spot else None
-        return self.gpus * (self.price.usd_per_hour if spot is None else spot)
+        """Of all GPUs, in whole machines."""
+        return None if self.price is None else self.price.per_hour(self.gpus, spot=self.spot)
+
+    @property
+    def paid_gpus(self) -> int:
+        """GPUs that are paid for: those of whole machines."""
+        return self.gpus if self.price is None else self.price.paid_gpus(self.gpus)
 
     @property
     def is_spot(self) -> bool:
@@ -133,28 +147,69 @@ def options(request: Request) -> list[Option]:
         )
     cards = list(_cards(request)) if free else [_card(request)]
     needs_price = request.budget is not None or request.objective == "cost"
-    found = []
+    found, counts = [], _counts(request, free)
     for card in cards:
-        price = _price(request, card)
-        if needs_price and price is None:
-            continue
-        for count in _counts(request, free):
-            option = Option(gpu=card, gpus=count, price=price, spot=request.spot)
-            if request.budget is not None and (option.usd_per_hour or 0.0) > request.budget:
+        for count in counts:
+            price = _price(request, card, count)
+            if needs_price and price is None:
                 continue
-            found.append(option)
+            found.append(Option(gpu=card, gpus=count, price=price, spot=request.spot))
     if not found:
-        raise MemfitError(_no_option(request, cards, needs_price), hint="--price h100=2.5 states what you pay")
-    return sorted(found, key=lambda o: (o.gpus, o.gpu.name))
+        raise _no_price(request, cards, counts)
+    payable = [o for o in found if request.budget is None or (o.usd_per_hour or 0.0) <= request.budget]
+    if not payable:
+        raise _too_dear(request, found)
+    return sorted(payable, key=lambda o: (o.gpus, o.gpu.name))
 
 
-def _no_option(request: Request, cards: list[Gpu], needs_price: bool) -> str:
-    priced = [c for c in cards if _price(request, c) is not None]
-    if needs_price and not priced:
-        names = f" at {', '.join(request.within)}" if request.within else ""
-        what = cards[0].name if len(cards) == 1 else "any of these cards"
-        return f"the price snapshot has none for {what}{names}"
-    return f"no card costs as little as {request.budget:g} dollars an hour"
+def _no_price(request: Request, cards: list[Gpu], counts: list[int]) -> MemfitError:
+    """No card has a price, and one is needed."""
+    what = cards[0].name if len(cards) == 1 else "any of these cards"
+    if counts == [request.job.hardware.gpus] and counts[0] > 1:
+        what = f"{counts[0]} x {what}"
+    old = [] if request.within else list(_old(request, cards, counts))
+    if old:
+        newest = max(old, key=lambda p: p.date)
+        return MemfitError(
+            f"what is known of the price of {what} is older than {OLD_MONTHS} months"
+            f" ({newest.provider}, {newest.date})",
+            hint=f"--within {newest.provider.lower()} uses it, --price {newest.gpu}=2.5 states what you pay",
+        )
+    example = cards[0].name if len(cards) == 1 else "h100"
+    known = ", ".join(request.priced_providers) or "no provider"
+    return MemfitError(
+        f"no price is known for {what}" + (f" at {', '.join(request.within)}" if request.within else ""),
+        hint=f"--price {example}=2.5 states what you pay for a GPU-hour, --prices FILE gives a list;"
+        f" prices are known of {known}",
+    )
+
+
+def _old(request: Request, cards: list[Gpu], counts: list[int]) -> Iterator[Price]:
+    """The old prices that naming their provider would bring in."""
+    for provider in request.priced_providers:
+        asked = replace(request, within=(provider,))
+        yield from (p for card in cards for n in counts if (p := _price(asked, card, n)) is not None)
+
+
+def _too_dear(request: Request, found: list[Option]) -> MemfitError:
+    """Everything costs more than the budget: what costs least is named."""
+    least = min(found, key=lambda o: o.usd_per_hour or 0.0)
+    assert least.price is not None
+    where = " ".join(w for w in (least.price.provider, least.price.machine) if w)
+    whole = f", rented as {least.paid_gpus}" if least.paid_gpus > least.gpus else ""
+    return MemfitError(
+        f"no card costs as little as {request.budget:g} dollars an hour: {least.gpus} x {least.gpu.name} costs"
+        f" {least.usd_per_hour:,.2f} ({where}{whole})",
+        hint=f"--price {least.gpu.name}=2.5 states what you pay for a GPU-hour, --prices FILE gives a list",
+    )
+
+
+def price_notes(request: Request) -> tuple[str, ...]:
+    """Providers that were named beside others and have no price."""
+    without = [w for w in request.within if w not in request.priced_providers]
+    if not without or len(without) == len(request.within):
+        return ()
+    return (f"no price of {' and '.join(without)} is known (--price h100=2.5 or --prices FILE states it)",)
 
 
 def _card(request: Request) -> Gpu:
@@ -167,7 +222,7 @@ def _card(request: Request) -> Gpu:
 
 def _cards(request: Request) -> Iterator[Gpu]:
     """Cards that somebody rents out: those with a price, and those of known machine shapes."""
-    wanted = {p.gpu for p in prices() if not request.within or p.provider.lower() in request.within}
+    wanted = {p.gpu for p in request.known_prices if not request.within or p.provider.lower() in request.within}
     titles = [_PROVIDERS[w] for w in request.within if w in _PROVIDERS]
     wanted |= {n.gpu for n in nodes() if not request.within or any(n.title.startswith(t) for t in titles)}
     wanted |= {lookup_gpu(name)[0].name for name in request.prices if name}
@@ -176,13 +231,19 @@ def _cards(request: Request) -> Iterator[Gpu]:
             yield card
 
 
-def _price(request: Request, card: Gpu) -> Price | None:
+def _price(request: Request, card: Gpu, count: int) -> Price | None:
     given = {lookup_gpu(name)[0].name if name else "": value for name, value in request.prices.items()}
     own = given.get(card.name, given.get(""))
-    if own is not None or not request.within:
+    if own is not None:
         return price_of(card, own)
-    rows = [p for p in prices() if p.gpu == card.name and p.provider.lower() in request.within]
-    return min(rows, key=lambda p: p.usd_per_hour, default=None)
+    return cheapest(
+        card,
+        count,
+        per_node=request.job.hardware.gpus_per_node,
+        rows=request.known_prices,
+        within=request.within,
+        spot=request.spot,
+    )
 
 
 def _counts(request: Request, free: bool) -> list[int]:

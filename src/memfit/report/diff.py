@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from memfit.ledger import compare
 from memfit.report.json import SCHEMA_VERSION, result
 from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
-from memfit.report.plan import seconds
+from memfit.report.plan import price_words, seconds
 from memfit.report.verdict import STYLES, headline
 from memfit.report.words import gib, job_line, moment, signed_gib, value
 
@@ -49,6 +49,8 @@ def _figures(figures: Figures) -> dict[str, Any]:
         "seconds": figures.seconds,
         "tokens_per_s_per_gpu": figures.tokens_per_s_per_gpu,
         "usd_per_million_tokens": figures.usd_per_mtoken,
+        "price_source": None if figures.price is None else f"{figures.price.provider}: {figures.price.source}",
+        "price_date": None if figures.price is None else figures.price.date,
     }
 
 
@@ -112,7 +114,20 @@ def _times(page: Page, found: Diff) -> list[str]:
     if not rows:
         return []
     columns = [Column("time", flex=True), Column("A", "right"), Column("B", "right"), Column("B - A", "right")]
-    return [*table(page, columns, rows), ""]
+    return [*table(page, columns, rows), *_prices(page, found), ""]
+
+
+def _prices(page: Page, found: Diff) -> list[str]:
+    """What the dollars rest on."""
+    told = [
+        f"${f.price.per_hour(f.gpus):,.2f} an hour ({price_words(f.price, f.gpus)})"
+        for f in (found.a, found.b)
+        if f.price is not None and f.usd_per_mtoken is not None
+    ]
+    if len(told) < 2:
+        return []
+    one, other = told
+    return paragraph(page, f"prices: {one} for both" if one == other else f"prices: A {one}; B {other}")
 
 
 def _levers(page: Page, found: Diff) -> list[str]:

@@ -54,6 +54,7 @@ def gpus_text(page: Page, cards: Sequence[Gpu]) -> str:
         Column("title", flex=True),
     ]
     lines = [*table(page, columns, rows), ""]
-    when = f"; price on demand, lowest of the snapshot of {max(dates)}" if dates else ""
+    span = " to ".join(dict.fromkeys((min(dates), max(dates)))) if dates else ""
+    when = f"; price on demand of one card, lowest of the snapshot ({span})" if dates else ""
     text = f"{len(cards)} cards; GiB as the driver reports it (* not measured); dense 16-bit TFLOP/s{when}"
     return "\n".join(lines + paragraph(page, text)) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from memfit.hardware import OLD_MONTHS, Price
 from memfit.planner import OBJECTIVES
 from memfit.planner.explain import Step
 from memfit.planner.levers import WORDS
@@ -111,13 +112,25 @@ def _verdict(page: Page, answer: Answer) -> list[str]:
 _SHOWN = ("micro_batch", "checkpointing", "dp", "tp", "pp", "cp", "ep", "zero", "weights", "kv")
 
 
+def price_words(price: Price, gpus: int, *, spot: bool = False) -> str:
+    """Who asks a price and when, for so many GPUs."""
+    paid = price.paid_gpus(gpus)
+    words = (
+        clean(" ".join(w for w in (price.provider, price.machine) if w)),
+        "spot" if spot else "",
+        price.date,
+        f"older than {OLD_MONTHS} months" if price.is_old else "",
+        f"{gpus} of {paid} GPUs used" if paid > gpus else "",
+    )
+    return ", ".join(w for w in words if w)
+
+
 def _price(plan: Plan) -> str:
     option = plan.option
     hour = option.usd_per_hour
     if hour is None or option.price is None:
         return "; no price is known (--price)"
-    price = option.price
-    where = ", ".join(w for w in (price.provider, "spot" if option.is_spot else "", price.date) if w)
+    where = price_words(option.price, option.gpus, spot=option.is_spot)
     each = plan.usd_per_mtoken
     return f", ${hour:,.2f} an hour ({where})" + (f", ${each:,.3g} per million tokens" if each is not None else "")
 

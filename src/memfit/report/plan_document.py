@@ -100,6 +100,9 @@ def _option(option: Option) -> dict[str, Any]:
         "spot": option.is_spot,
         "price_source": None if price is None else f"{price.provider}: {price.source}",
         "price_date": None if price is None else price.date,
+        "price_old": price is not None and price.is_old,
+        "machine": None if price is None else price.machine or None,
+        "paid_gpus": option.paid_gpus,
     }
 
 
