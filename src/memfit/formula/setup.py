@@ -262,12 +262,20 @@ def _leaf(prof: Profile, c: Choices) -> bool:
 
 
 def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype) -> Tower:
-    quantise = _quantise(prof, frozen)
     first = 0
     if c.training.last_layers:
         first = stack.num_layers - min(c.training.last_layers, stack.num_layers) if stack.name == "decoder" else 1 << 30
-    how = replace(c.training, full=True) if c.training.last_layers else c.training
-    leaf = _leaf(prof, c)
+    kinds = _kinds(stack, style, c.training, prof, frozen, _leaf(prof, c))
+    return Tower(stack, kinds, held(stack.extra, c.training, quantise=_quantise(prof, frozen)), first)
+
+
+@lru_cache(maxsize=1024)
+def _kinds(
+    stack: Stack, style: Style, training: Training, prof: Profile, frozen: Dtype, leaf: bool
+) -> tuple[Kind, ...]:
+    """The kinds of blocks of a stack; setups that differ elsewhere share them."""
+    quantise = _quantise(prof, frozen)
+    how = replace(training, full=True) if training.last_layers else training
     kinds = []
     for hf_block in stack.blocks:
         block = hf_block if prof.modules == "transformers" else _own_module(hf_block, prof)
@@ -278,7 +286,7 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
                 block,
                 played,
                 held(block.tensors, how, quantise=quantise, experts=block.code.expert_adapters),
-                held(block.tensors, c.training, quantise=quantise, train=False),
+                held(block.tensors, training, quantise=quantise, train=False),
                 st.trained or bool(st.lora),
                 any(rank for _, rank in st.lora),
                 program(block, st, grad=False).kept if st.lora and not st.trained and not leaf else None,
@@ -288,7 +296,7 @@ def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype)
                 split_forms(played.recompute_adding),
             )
         )
-    return Tower(stack, tuple(kinds), held(stack.extra, c.training, quantise=quantise), first)
+    return tuple(kinds)
 
 
 @lru_cache(maxsize=4096)

@@ -361,14 +361,19 @@ class StageModel:
         num, den = self.gathered_width(self.s.decoder.kinds[0])
         return where(self.ways > 1, self.block_weights(self.s.decoder.kinds[self._kinds[-1]]) * num // den, 0)
 
-    def _gathered_from(self, position: int) -> Int:
-        """Bytes of the copies that have been gathered, and stay, once the backward pass has come to a block."""
+    def _gathered_from(self) -> list[Int]:
+        """Bytes of the copies that have been gathered, and stay, once the backward pass has come to each block."""
         if not self.stays_gathered:
-            return 0
+            return [0] * len(self._kinds)
         num, den = self.gathered_width(self.s.decoder.kinds[0])
-        blocks = sum(self.block_weights(self.s.decoder.kinds[k]) for k in self._kinds[position:])
         outer = self.outer_weights() if self.s.sharding.root else self.head_weights()
-        return where(self.ways > 1, (blocks * num // den) + outer * (self.s.scheme.gathered or self.s.width), 0)
+        each = {k: self.block_weights(self.s.decoder.kinds[k]) for k in set(self._kinds)}
+        total = outer * (self.s.scheme.gathered or self.s.width)
+        out: list[Int] = []
+        for kind in reversed(self._kinds):
+            total = total + each[kind] * num // den
+            out.append(where(self.ways > 1, total, 0))
+        return out[::-1]
 
     def gathered_at_loss(self, all_weights: Int) -> Int:
         """Bytes of gathered copies while the loss runs: the blocks are freed, the unit of the head is not."""
@@ -718,7 +723,7 @@ class StageModel:
             td = local((*kind.held.trained, *kind.held.adapters), d, kv, expert=False)
             te = local((*kind.held.trained, *kind.held.adapters), d, kv, expert=True)
             per_kind.append((td + te, self._shard(td, te, shard_grads) * grad_width))
-        after = self._grads_after(per_kind)
+        after, stays = self._grads_after(per_kind), self._gathered_from()
         # with gradient buffers in place a tied head's gradient waits for the embedding's
         waiting: Int = self.whole_head_grads()
         if always and s.arch.tied and self.stage.first and self.stage.last:
@@ -761,7 +766,7 @@ class StageModel:
                             "fresh": fresh + waiting,
                             "kept": earlier + sums[position] + pinned[-1] - pinned[position + (not checkpointed)],
                             "block": working - fresh - copied,
-                            "gathered": maximum(gathered, self._gathered_from(position)),
+                            "gathered": maximum(gathered, stays[position]),
                             "buckets": self.buckets(trained, pending) + ring,
                             "casts": base["casts"] + copies[position] + copied,
                             "logits": held_logits,

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from memfit.formula.arrays import Batch, batch_of
+from memfit.formula.dims import Dims
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.setup import Setup, choices, setup
 from memfit.formula.training import card_of, dims_of, stages_of
 from memfit.job import Job
+from memfit.speed.block import BlockSeconds, Machine
 from memfit.speed.calibration import Calibration
 from memfit.speed.numbers import Real
 from memfit.speed.step import PARTS, Pipeline, Units, machine_of, pipeline, stage_units
@@ -120,7 +122,7 @@ def evaluate(
         units = {n: c for n, c in numeric.items() if n in UNIT}
         first, inverse = _distinct(units, len(rows))
         d = dims_of(base, {n: c[first] for n, c in units.items()})
-        found = stage_units(Units(m, s, d), stages_of(s, d))
+        found = stage_units(_units(m, s, d, units), stages_of(s, d))
         p = pipeline(found)
         for start in range(0, len(rows), SLICE):
             chosen = slice(start, start + SLICE)
@@ -137,6 +139,28 @@ def evaluate(
                 for name, value in values.items():
                     columns[name][rows[chosen]] = value
     return Times(step_s, rate, columns)
+
+
+_BLOCKS: dict[Any, tuple[Any, list[BlockSeconds]]] = {}
+_MOST_BLOCKS = 512
+
+
+def _units(m: Machine, s: Setup, d: Dims, columns: Mapping[str, Any]) -> Units:
+    """The seconds of blocks, kept from one call to the next: jobs that differ elsewhere (ZeRO, pipeline) share them."""
+    c, cluster = s.choices, m.fabric.cluster
+    key = (
+        id(s.decoder.kinds), s.style, s.scheme, s.frozen, s.profile.name, c.tensor_parallel, c.accumulates, c.zero < 2,
+        c.precision, c.training, m.rates, m.framework, m.calibration, cluster.gpu.name, cluster.gpus_per_node,
+        cluster.intra_bytes_per_s, cluster.inter_bytes_per_s, d.imbalance_pct,
+        *(columns[name].tobytes() if name in columns else getattr(d, name) for name in UNIT),
+    )  # fmt: skip
+    known = _BLOCKS.get(key)
+    if known is None:
+        if len(_BLOCKS) >= _MOST_BLOCKS:
+            _BLOCKS.clear()
+        # the kinds are kept with their seconds, so that no others can have their identity
+        known = _BLOCKS[key] = (s.decoder.kinds, Units(m, s, d).blocks)
+    return Units(m, s, d, known[1])
 
 
 def _setup(resolved: Resolved, values: Mapping[str, Any]) -> Setup:

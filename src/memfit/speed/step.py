@@ -123,12 +123,15 @@ class Micro:
 class Units:
     """Seconds that depend on batch, length and model-parallel degrees alone: of blocks, ends and stages."""
 
-    def __init__(self, m: Machine, s: Setup, d: Dims) -> None:
+    def __init__(self, m: Machine, s: Setup, d: Dims, blocks: list[BlockSeconds] | None = None) -> None:
         self.m, self.s, self.d = m, s, d
         self.w = compiled(s, m.framework)
-        tower = s.decoder
-        self.blocks = [
-            seconds_of(m, s, kind, w, tower.stack, d, d.tokens, d.stream_tokens)
+        self.blocks = self._of_blocks() if blocks is None else blocks
+
+    def _of_blocks(self) -> list[BlockSeconds]:
+        tower, d = self.s.decoder, self.d
+        return [
+            seconds_of(self.m, self.s, kind, w, tower.stack, d, d.tokens, d.stream_tokens)
             for kind, w in zip(tower.kinds, self.w.decoder, strict=True)
         ]
 
