@@ -9,10 +9,9 @@ the step time and whether it fits; its pick is the smallest predicted step time 
 exact ties). LOST THROUGHPUT is 1 - tokens/s of the pick / tokens/s of the best measured; a pick that failed or ran out
 of memory loses 1, and so does "nothing fits"; a loss under 2 % counts 0. At top-3 the best of the first three counts.
 
-memfit lets a candidate pass whose P(OOM) is at most ``--risk`` and whose reserved memory exceeds the card with at most
-that probability (else the allocator gives its cache back in every step, which is slow, and what is left is close to
-failing); where none passes, the least likely to fail is picked. Predictions within 2 % of the fastest are ties: the
-least tp*pp comes first.
+memfit lets a candidate pass, as ``memfit plan`` does, whose P(OOM) is at most ``--risk`` and whose reserved memory exceeds
+the card with at most that probability (else the allocator gives its cache back in every step, which is slow, and what is
+left is close to failing); where none passes, the least likely to fail is picked.
 Beside it stand: random; random among those that ran; two rules that are told what runs (least tp*pp, then the largest
 micro-batch; tp up to 8 first, then the same); memfit's time model alone, told what runs; and, with ``--peers``,
 llm-analysis in an environment of its own below DIR (default ``build/peers``; Calculon is not on the package index).
@@ -147,25 +146,11 @@ def random_loss(candidates: Sequence[Candidate]) -> float:
 
 
 def memfit_key(risk: float, candidates: Sequence[Candidate]) -> Key:
-    """memfit's ranking: those that pass the gates by time; where none does, all by the risk.
-
-    Predictions closer to the fastest than a measurement is noisy are ties: of them the one with the least tensor and
-    pipeline parallelism comes first (it depends least on links that nobody measured), then the one with most room.
-    """
-    passed = [c for c in candidates if c.p_oom <= risk and c.p_retry <= risk and c.step_s is not None]
+    """memfit's ranking: those that pass the gates by time; where none does, all by the risk."""
+    passed = {c.id for c in candidates if c.p_oom <= risk and c.p_retry <= risk and c.step_s is not None}
     if not passed:
         return lambda c: c.p_oom if c.step_s is not None else None
-    border = min(c.step_s for c in passed if c.step_s is not None) * (1 + NOISE)
-
-    def place(c: Candidate) -> tuple[float, ...]:
-        assert c.step_s is not None
-        if c.step_s <= border:
-            return (0.0, c.shape["tp"] * c.shape["pp"], round(c.p_retry, 2), c.step_s)
-        return (1.0, c.step_s)
-
-    order = {where: float(index) for index, where in enumerate(sorted({place(c) for c in passed}))}
-    ranks = {c.id: order[place(c)] for c in passed}
-    return lambda c: ranks.get(c.id)
+    return lambda c: c.step_s if c.id in passed else None
 
 
 def _rule(c: Candidate, tp_first: bool) -> float | None:
@@ -365,10 +350,7 @@ class Reader:
         except MemfitError as error:
             self.skipped.append({"id": str(record.get("id")), "reason": error.message})
             return None, None, 1.0, 1.0, shape
-        retry = 0.0
-        if answer.capacity_bytes is not None:
-            retry = answer.bands["device"].p_above(answer.capacity_bytes)
-        return seconds.step_s, seconds.tokens_per_s_per_gpu, answer.p_oom or 0.0, retry, shape
+        return seconds.step_s, seconds.tokens_per_s_per_gpu, answer.p_oom or 0.0, answer.p_retry or 0.0, shape
 
     def _latency(self, record: Mapping[str, Any]) -> None:
         from memfit.formula.resolve import resolve

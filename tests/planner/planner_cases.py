@@ -44,21 +44,25 @@ def limit_of(space, risk=0.01):
     return most_needed(space.base.capacity_bytes, risk)
 
 
-def every_candidate(space):
-    """(static values, columns, seconds, need) of the whole space, one structure at a time."""
-    judge = Search(space, limit_bytes=1 << 62)
+def every_candidate(space, **limits):
+    """(static values, columns, seconds, need) of the whole space, one structure at a time.
+
+    With ``limits`` of a search the need of what does not fit is huge.
+    """
+    judge = Search(space, **{"limit_bytes": 1 << 62, **limits})
     for chosen, layout in space.roots():
         values = {**{n: layout.static[n] for n in levers.STRUCTURAL}, **chosen}
         for leaf in space.leaves(values):
             whole = {**values, **leaf}
-            need, _, _ = judge._memory(whole, layout.columns)
+            need, fits, _ = judge._memory(whole, layout.columns)
+            need = np.where(fits, need, 1 << 62) if limits else need
             yield whole, layout.columns, judge._time(whole, layout.columns), need
 
 
-def brute_force(space, limit):
+def brute_force(space, limit, **limits):
     """Seconds of the fastest candidate that fits; infinite when none does."""
     best = np.inf
-    for _, _, seconds, need in every_candidate(space):
+    for _, _, seconds, need in every_candidate(space, **limits):
         fitting = seconds[need <= limit]
         best = min(best, fitting.min(initial=np.inf))
     return float(best)

@@ -34,7 +34,25 @@ def test_every_plan_fits_with_the_margin_asked_for(answer):
         for one in ask(risk=risk).plans:
             assert one.p_oom <= risk
             assert one.estimate.verdict == "fits"
+            assert one.estimate.p_retry <= risk
             assert one.estimate.device_bytes < 0.97 * one.estimate.capacity_bytes
+
+
+def test_what_only_runs_with_the_allocator_at_work_is_said_to():
+    tight = ask(
+        model="llama-3.2-3b",
+        gpu="a100-sxm-40gb",
+        framework="deepspeed",
+        seq_len=15360,
+        global_batch=1,
+        checkpointing="full",
+        loss="eager",
+        offload=("optimizer",),
+        attention="flash",
+    )
+    best = tight.plans[0].estimate
+    assert best.p_retry > 0.01
+    assert any("expandable_segments" in note for note in tight.notes)
 
 
 def test_what_was_stated_is_kept():

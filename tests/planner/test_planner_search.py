@@ -23,6 +23,16 @@ def test_the_search_finds_what_brute_force_finds(name):
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
+def test_reserved_memory_stays_on_the_card_too(name):
+    space = space_of(SMALL[name])
+    limit, calm = limit_of(space), (space.base.capacity_bytes, 0.01)
+    outcome = Search(space, limit_bytes=limit, calm=calm).run()
+    found = outcome.best[0].seconds if outcome.best else np.inf
+    assert found == pytest.approx(brute_force(space, limit, calm=calm), rel=1e-12)
+    assert found >= brute_force(space, limit)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
 def test_bounds_are_bounds(name):
     """No candidate is faster than its branch at its fastest, none leaner than its branch at its leanest."""
     space = space_of(SMALL[name])

@@ -17,7 +17,7 @@ from memfit.formula.inference import Serving, serving
 from memfit.formula.reading import Outside, Reading
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.slack import bands
-from memfit.formula.training import StagePeak, dims_of, peaks, runtime_bytes, setup_of
+from memfit.formula.training import StagePeak, dims_of, grows, peaks, runtime_bytes, setup_of
 from memfit.job import Job, from_kwargs, load, parse
 from memfit.ledger import Band, Ledger
 from memfit.models import Architecture
@@ -133,6 +133,22 @@ class Estimate:
     def p_oom(self) -> float | None:
         """Probability that the job runs out of memory; None without a card."""
         return None if self.capacity_bytes is None else self.bands["need"].p_above(self.capacity_bytes)
+
+    @cached_property
+    def p_retry(self) -> float | None:
+        """Probability that a training job which runs gives the allocator's cache back in every step, which is slow.
+
+        That is when reserved memory exceeds the card. Expandable segments reserve little that is not allocated, so
+        there it comes down to running out of memory: 0. None without a card.
+        """
+        if self.capacity_bytes is None:
+            return None
+        v = self.resolved.values
+        framework = profiles.profile(profiles.select(v["framework"], v["framework_version"]))
+        rocm = self.resolved.gpu is not None and self.resolved.gpu.vendor == "amd"
+        if v["kind"] != "train" or grows(framework, rocm=rocm):
+            return 0.0
+        return self.bands["device"].p_above(self.capacity_bytes)
 
     @property
     def verdict(self) -> Verdict:

@@ -13,6 +13,8 @@ With expandable segments only the first cause is left.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any
 
 from memfit.formula.dims import Int
 from memfit.ledger import Band
@@ -22,6 +24,13 @@ LATE = {"logits": 30, "kept": 1, "block": 25, "states": 12}
 """Percent of each entry that is lost to splitting, by least squares over simulated steps (``benchmarks/slack.py``
 prints the fit and its residual): FLAT where the optimizer's memory exists before the first step in flat buffers, LATE
 where states are made tensor by tensor at its end."""
+
+
+RESERVED_ABOVE = {False: 0.14, True: 0.18}
+"""How far above the prediction 19 of 20 runs stay in reserved memory, without and with sharded weights."""
+
+OUTSIDE_ABOVE = 0.25
+"""The same for what lies outside the allocator."""
 
 
 def fragments(parts: Mapping[str, Int], *, states_late: bool) -> Int:
@@ -49,10 +58,24 @@ def bands(peak: Mapping[str, int], outside: int, *, sharded: bool) -> dict[str, 
         sharded: the job shards over data parallelism, whose stream order widens the range.
     """
     allocated = Band.around(peak["allocated"], 0.06, 0.07)
-    reserved = Band.around(peak["reserved"], 0.10, 0.18 if sharded else 0.14)
-    device = Band(reserved.low + outside, peak["device"], reserved.high + outside * 5 // 4)
+    reserved = Band.around(peak["reserved"], 0.10, RESERVED_ABOVE[sharded])
+    device = Band(reserved.low + outside, peak["device"], reserved.high + round(outside * (1 + OUTSIDE_ABOVE)))
     need = need_band(needed(peak["allocated"], peak["reserved"], outside))
     return {"allocated": allocated, "reserved": reserved, "device": device, "need": need}
+
+
+def calm_bytes(reserved: Any, outside: Any, risk: float, *, sharded: bool) -> Any:
+    """The capacity from which the allocator keeps its cache for good with a probability of at least ``1 - risk``.
+
+    Below it a run may finish, but gives blocks back and asks the driver for new ones in every step, which is slow.
+
+    Args:
+        reserved, outside: bytes held by the allocator and outside it, one number or an array.
+        risk: largest accepted probability, below one half.
+        sharded: as for ``bands``.
+    """
+    spread = NormalDist().inv_cdf(1 - risk) / NormalDist().inv_cdf(0.95)
+    return reserved * (1 + RESERVED_ABOVE[sharded] * spread) + outside * (1 + OUTSIDE_ABOVE * spread)
 
 
 def needed(allocated: Int, reserved: Int, outside: Int) -> Int:

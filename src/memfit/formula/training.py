@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memfit.formula.dims import Dims, Int, maximum, where
+from memfit.formula.profile import Profile
 from memfit.formula.resolve import Resolved
 from memfit.formula.runtime import CONTEXT_BYTES, nccl_bytes
 from memfit.formula.schedule import distinct, stages
@@ -61,6 +62,11 @@ def card_of(resolved: Resolved) -> dict[str, Any]:
     """What the structure of a step needs to know of the card: compute capability, and whether it runs ROCm."""
     gpu = resolved.gpu
     return {"capability": gpu.compute_capability, "rocm": gpu.vendor == "amd"} if gpu else {}
+
+
+def grows(profile: Profile, *, rocm: bool) -> bool:
+    """Whether the allocator's segments grow in place (expandable_segments): little is lost to splitting."""
+    return profile.expandable and not rocm
 
 
 def setup_of(resolved: Resolved) -> Setup:
@@ -125,7 +131,7 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
             # reduced gradients and reductions live on streams of their own: their peak adds to that of everything else
             reduced = 0 if model.whole_grads else moment.parts.get("grads", 0)
             held = maximum(total, total - reduced + streams)
-        if not s.profile.expandable or s.choices.rocm:
+        if not grows(s.profile, rocm=s.choices.rocm):
             held = held + fragments(moment.parts, states_late=late)
         reserved = maximum(reserved, held)
     slack = reserved - top

@@ -121,6 +121,7 @@ def plan(request: Request, *, lever: str = "") -> Answer:
         notes=(
             *found.field.space.notes,
             *_host_note(found),
+            *_retry_note(found),
             *_length_note(found.field.space.base.arch.max_positions, found.seq_len),
             *price_notes(request),
         ),
@@ -188,6 +189,17 @@ def _host_note(found: Found) -> tuple[str, ...]:
     """What was taken for the host's memory, where something goes there."""
     note = found.field.host_note
     return (note,) if note and any(plan.estimate.host_bytes for plan in found.plans) else ()
+
+
+def _retry_note(found: Found) -> tuple[str, ...]:
+    """What a plan costs that runs with reserved memory at the card's limit: no other was left."""
+    p = found.plans[0].estimate.p_retry
+    if not p or p <= found.request.risk:
+        return ()
+    return (
+        f"reserved memory exceeds the card with P {p:.0%}: PyTorch then gives its cache back in every step, which is slow; "
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True avoids most of it",
+    )
 
 
 def _length_note(most: int, length: int | None) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from memfit.errors import JobErrors, MemfitError
 from memfit.formula.resolve import resolve
+from memfit.formula import profile as profiles
 from memfit.formula.slack import most_needed
+from memfit.formula.training import grows
 from memfit.job import Strategy
 from memfit.planner import levers
 from memfit.planner.capabilities import assumed_host_bytes
@@ -26,11 +28,17 @@ _SEQ_UNIT = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """One set of GPUs and its space."""
+    """One set of GPUs and its space.
+
+    Attributes:
+        limit_bytes: largest need with the accepted risk.
+        calm: what keeps reserved memory within the card, as ``Search`` takes it; None with expandable segments.
+    """
 
     option: Option
     space: Space
     limit_bytes: int
+    calm: tuple[int, float] | None
     host_bytes: int
     host_note: str
 
@@ -110,9 +118,16 @@ def field_of(request: Request, option: Option, seq_len: int | None = None) -> Fi
         option=option,
         space=space,
         limit_bytes=most_needed(capacity, request.risk),
+        calm=None if _grows(space) else (capacity, request.risk),
         host_bytes=int(host * HOST_SHARE) // space.cluster.gpus_per_node,
         host_note=note,
     )
+
+
+def _grows(space: Space) -> bool:
+    values, gpu = space.base.values, space.base.gpu
+    framework = profiles.profile(profiles.select(values["framework"], values["framework_version"]))
+    return grows(framework, rocm=gpu is not None and gpu.vendor == "amd")
 
 
 def fields_of(request: Request, seq_len: int | None = None) -> Iterator[Field]:
@@ -152,7 +167,9 @@ def _best_of(request: Request, fields: Sequence[Field], seq_len: int | None = No
         ranked += [((c.penalty, c.seconds * weigh), index, c) for c in outcome.best]
         ranked = sorted(ranked, key=lambda r: (r[0], r[2].order, r[1]))[: request.top]
     if not ranked:
-        return None
+        # what only just runs, the allocator at work in every step, is better than nothing
+        tight = [replace(f, calm=None) for f in fields if f.calm is not None]
+        return _best_of(request, tight, seq_len) if tight else None
     plans = tuple(make_plan(request, fields[i].space, fields[i].option, c) for _, i, c in ranked)
     return Found(
         request=request,
@@ -169,6 +186,7 @@ def search(request: Request, field: Field, *, bar: float = float("inf"), keep: i
     return Search(
         field.space,
         limit_bytes=field.limit_bytes,
+        calm=field.calm,
         host_bytes=field.host_bytes,
         keep=keep or request.top,
         bar=bar,

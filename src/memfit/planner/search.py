@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memfit import speed
 from memfit.formula import arrays
 from memfit.formula.resolve import Resolved
+from memfit.formula.slack import calm_bytes
 from memfit.planner import levers
 from memfit.planner.capabilities import ADAPTERS
 from memfit.planner.space import Layout, Space
@@ -126,6 +127,8 @@ class Search:
     Args:
         space: what may be chosen.
         limit_bytes: largest need that is accepted.
+        calm: (capacity, risk): where given, reserved memory must stay within the capacity with that risk too, so that
+            the allocator need not give its cache back in every step.
         host_bytes: largest pinned memory of a rank that is accepted, None for no limit.
         keep: how many plans are wanted.
         penalty: what counts before time.
@@ -138,6 +141,7 @@ class Search:
         space: Space,
         *,
         limit_bytes: int,
+        calm: tuple[int, float] | None = None,
         host_bytes: int | None = None,
         keep: int = 3,
         penalty: Penalty = _none,
@@ -146,6 +150,7 @@ class Search:
     ) -> None:
         self.space = space
         self.limit = limit_bytes
+        self.calm = calm
         self.host = host_bytes
         self.penalty = penalty
         self.calibration = calibration
@@ -184,9 +189,9 @@ class Search:
             rows = _smallest(layout.columns)
             for lean in self._lean(values, levers.BOUNDED):
                 for offload in self._hosted(lean):
-                    need, _, host = self._memory({**lean, "offload": offload}, rows)
+                    need, fits, host = self._memory({**lean, "offload": offload}, rows)
                     least = min(least, int(need.min()))
-                    if self._fits(need, host).any():
+                    if fits.any():
                         return True
                     if self.host is None or (host <= self.host).all():
                         break
@@ -312,8 +317,7 @@ class Search:
             self._leaf(node, chain[0], timed=False)
             return
         half = len(chain) // 2
-        need, _, host = self._memory({**node.chosen, "checkpointing": chain[half - 1]}, node.rows)
-        fits = self._fits(need, host)
+        _, fits, _ = self._memory({**node.chosen, "checkpointing": chain[half - 1]}, node.rows)
         self._between(_keep(node, fits), chain[:half])
         slow = self._in_time(_keep(node, ~fits))
         if len(chain) - half > 1 and len(slow.seconds):
@@ -338,8 +342,7 @@ class Search:
             node, whole = _keep(node, quick), _keep(whole, quick)
             if not len(whole.seconds):
                 return node
-        need, _, host = self._memory(whole.chosen, whole.rows)
-        fits = self._fits(need, host)
+        need, fits, _ = self._memory(whole.chosen, whole.rows)
         left = _keep(node, ~fits)
         whole = _keep(replace(whole, need=need), fits)
         penalty = np.broadcast_to(np.asarray(self.penalty(whole.chosen, whole.rows), dtype=float), whole.seconds.shape)
@@ -398,16 +401,12 @@ class Search:
                 left = np.flatnonzero(~fits)
                 if not len(left):
                     return least, fits
-                need, _, host = self._memory({**lean, "offload": offload}, {n: c[left] for n, c in rows.items()})
-                fits[left] = self._fits(need, host)
+                need, fit, host = self._memory({**lean, "offload": offload}, {n: c[left] for n, c in rows.items()})
+                fits[left] = fit
                 least[left] = np.minimum(least[left], need)
                 if self.host is None or (host <= self.host).all():
                     break  # less on the host only helps where the host is too small
         return least, fits
-
-    def _fits(self, need: Ints, host: Ints | None) -> Any:
-        ok = need <= self.limit
-        return ok if host is None or self.host is None else ok & (host <= self.host)
 
     # ---- the models -------------------------------------------------------------------------------------------------
 
@@ -422,11 +421,19 @@ class Search:
         per: Floats = seconds / (rows["micro_batch"] * rows["grad_accum"] * rows["dp"])
         return per
 
-    def _memory(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> tuple[Ints, Ints, Ints]:
+    def _memory(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> tuple[Ints, Any, Ints]:
+        """(need, whether it fits, pinned host memory) of each row."""
         self.state.evaluated += len(rows["tp"])
         columns: dict[str, Any] = dict(rows)
         peaks = arrays.evaluate(at(self.space.base, chosen), **columns)
-        return peaks.need, peaks.device, peaks.host
+        fits = peaks.need <= self.limit
+        if self.host is not None:
+            fits = fits & (peaks.host <= self.host)
+        if self.calm is not None:
+            capacity, risk = self.calm
+            outside = peaks.device - peaks.reserved
+            fits = fits & (calm_bytes(peaks.reserved, outside, risk, sharded=chosen["zero"] >= 3) <= capacity)
+        return peaks.need, fits, peaks.host
 
     def _note_unlimited(self, fast: Mapping[str, Any], rows: Mapping[str, Ints], seconds: Floats) -> None:
         import numpy as np
