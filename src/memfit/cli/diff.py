@@ -6,17 +6,14 @@ from typing import Any
 
 import click
 
-from memfit.cli.jobs import JobCommand, given, job_options
-from memfit.cli.output import emit, make_page, output_options
+from memfit.cli.jobs import given, job_command
+from memfit.cli.output import emit, make_page
 
 
-@click.command("diff", cls=JobCommand)
+@job_command("diff", source=None)
 @click.argument("left", metavar="A")
 @click.argument("right", metavar="B")
-@output_options
 @click.option("--price", metavar="USD", help="What a GPU-hour costs you; else the snapshot's price of each card.")
-@job_options
-@click.pass_context
 def command(
     ctx: click.Context,
     /,

@@ -7,15 +7,13 @@ from typing import Any
 
 import click
 
-from memfit.cli.jobs import SOURCE, Given, JobCommand, given, imported, job_options
-from memfit.cli.output import emit, hinted, make_page, output_options
+from memfit.cli.jobs import Given, given, imported, job_command
+from memfit.cli.output import emit, hinted, make_page
 
 _NOT_REPEATED = frozenset({"-v", "--verbose", "--no-color", "--full"})
 
 
-@click.command("estimate", cls=JobCommand)
-@click.argument("source", metavar=f"[{SOURCE}]", required=False)
-@output_options
+@job_command("estimate")
 @click.option("--timeline", is_flag=True, help="Show the moments of a step.")
 @click.option(
     "--sweep",
@@ -32,8 +30,6 @@ _NOT_REPEATED = frozenset({"-v", "--verbose", "--no-color", "--full"})
     "--from", "of", metavar="TOOL", help="JOB is a configuration of this tool (see `memfit import`), or auto."
 )
 @click.option("--full", is_flag=True, help="With --batch, --sweep --json: assumptions and changes too (slower).")
-@job_options
-@click.pass_context
 def command(
     ctx: click.Context,
     /,

@@ -6,20 +6,16 @@ from typing import Any
 
 import click
 
-from memfit.cli.jobs import SOURCE, JobCommand, given, job_options
-from memfit.cli.output import emit, hinted, make_page, output_options
+from memfit.cli.jobs import given, job_command
+from memfit.cli.output import emit, hinted, make_page
 
 
-@click.command("export", cls=JobCommand)
-@click.argument("source", metavar=f"[{SOURCE}]", required=False)
-@output_options
+@job_command("export")
 @click.option("--to", "to", metavar="TARGET", help="The tool: see --list.")
 @click.option("--out", metavar="FOLDER", help="Write the files here; without it they are shown.")
 @click.option("--force", is_flag=True, help="Write over files that exist.")
 @click.option("--program", metavar="TARGET", help="What slurm, skypilot and k8s start; by the framework without it.")
 @click.option("--list", "listed", is_flag=True, help="List the targets.")
-@job_options
-@click.pass_context
 def command(
     ctx: click.Context,
     /,

@@ -6,17 +6,14 @@ from typing import Any
 
 import click
 
-from memfit.cli.jobs import JobCommand, given, job_options
-from memfit.cli.output import emit, hinted, output_options
+from memfit.cli.jobs import given, job_command
+from memfit.cli.output import emit, hinted
 
 
-@click.command("import", cls=JobCommand)
+@job_command("import", source=None)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@output_options
 @click.option("--from", "of", metavar="TOOL", help="Whose configuration it is; found by its keys without this.")
 @click.option("--yaml", is_flag=True, help="Write YAML in place of TOML.")
-@job_options
-@click.pass_context
 def command(
     ctx: click.Context,
     /,

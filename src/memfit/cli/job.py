@@ -6,19 +6,15 @@ from typing import Any
 
 import click
 
-from memfit.cli.jobs import SOURCE, JobCommand, given, job_options
-from memfit.cli.output import emit, hinted, make_page, output_options
+from memfit.cli.jobs import given, job_command
+from memfit.cli.output import emit, hinted, make_page
 
 
-@click.command("job", cls=JobCommand)
-@click.argument("source", metavar=f"[{SOURCE}]", required=False)
-@output_options
+@job_command("job")
 @click.option("--toml", is_flag=True, help="Write the job as a TOML document.")
 @click.option("--yaml", is_flag=True, help="Write the job as a YAML document.")
 @click.option("--stated", is_flag=True, help="In the document: only what was stated, without defaults.")
 @click.option("--schema", is_flag=True, help="Write the JSON Schema of job documents, for editors.")
-@job_options
-@click.pass_context
 def command(
     ctx: click.Context,
     /,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from memfit.cli.output import hinted
+from memfit.cli.output import hinted, output_options
 from memfit.errors import InputFileError, JobErrors, nearest
 from memfit.job import BY_NAME, BY_PATH, FIELDS, Field, Job, load
 from memfit.job.fields import FOREIGN, SECTIONS
@@ -43,6 +43,23 @@ class JobCommand(click.Command):
             if groups[title]:
                 with formatter.section(title):
                     formatter.write_dl(groups[title])
+
+
+def job_command(name: str, source: str | None = f"[{SOURCE}]") -> Callable[[Callable[..., Any]], click.Command]:
+    """What every command that takes a job begins with: its ``source``, the options of output, a flag for every field.
+
+    Args:
+        name: the command's name.
+        source: how help writes the argument that ``given`` reads; None for a command with arguments of its own.
+    """
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        whole = output_options(job_options(click.pass_context(function)))
+        if source is not None:
+            whole = click.argument("source", metavar=source, required=False)(whole)
+        return click.command(name, cls=JobCommand)(whole)
+
+    return decorate
 
 
 def _path_of(param: click.Parameter) -> str:

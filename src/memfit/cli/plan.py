@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memfit.cli.jobs import SOURCE, Given, JobCommand, given, job_options
-from memfit.cli.output import UsageFaultError, emit, hinted, make_page, output_options
+from memfit.cli.jobs import Given, given, job_command
+from memfit.cli.output import UsageFaultError, emit, hinted, make_page
 from memfit.errors import MemfitError
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ _TRACED = 3
 _ENDINGS = {".toml": "toml", ".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 
 
-@click.command("plan", cls=JobCommand)
-@click.argument("source", metavar=f"[{SOURCE}]", required=False)
-@output_options
+@job_command("plan")
 @click.option("--objective", type=click.Choice(_OBJECTIVES), help="What is best; time unless stated.")
 @click.option(
     "--allow",
@@ -48,8 +46,6 @@ _ENDINGS = {".toml": "toml", ".json": "json", ".yaml": "yaml", ".yml": "yaml"}
 @click.option("--out", metavar="FILE", help="Write the best plan as a job: .toml, .yaml or .json.")
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @click.option("--trace/--no-trace", "traced", default=True, help="Trace the best plans where torch is installed.")
-@job_options
-@click.pass_context
 def command(
     ctx: click.Context,
     /,

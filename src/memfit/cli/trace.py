@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memfit.cli.jobs import SOURCE, JobCommand, given, job_options
-from memfit.cli.output import emit, hinted, make_page, output_options
+from memfit.cli.jobs import SOURCE, given, job_command
+from memfit.cli.output import emit, hinted, make_page
 from memfit.errors import MemfitError, MissingError
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ _FILES = ("events", "snapshot", "svg")
 _RUN = ("engine", "rank", "stage", "layers", "steps", "full", "script", "script_args")
 
 
-@click.command("trace", cls=JobCommand)
-@click.argument("source", metavar=f"[{SOURCE}|FILE]", required=False)
-@output_options
+@job_command("trace", f"[{SOURCE}|FILE]")
 @click.option("--events", metavar="FILE", help="Write the events to a file that this command reads again.")
 @click.option("--snapshot", metavar="FILE", help="Write PyTorch's memory snapshot, for its memory_viz page.")
 @click.option("--svg", metavar="FILE", help="Write the timeline as a picture.")
@@ -50,8 +48,6 @@ _RUN = ("engine", "rank", "stage", "layers", "steps", "full", "script", "script_
 @click.option("--full", is_flag=True, help="Trace every layer of a deep model, even if all are alike.")
 @click.option("--script", metavar="FILE", help="Trace your own training script instead of a job.")
 @click.option("--args", "script_args", metavar="TEXT", default="", help="The script's arguments, as one text.")
-@job_options
-@click.pass_context
 def command(
     ctx: click.Context,
     /,
