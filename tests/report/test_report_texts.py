@@ -10,6 +10,7 @@ from memfit.ledger import Entry, Ledger
 from memfit.report.estimate import estimate_text, flags, next_command, quiet_text
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, cells, clean, table, wrap
+from memfit.report.plan import settings as plan_settings
 from memfit.report.sweep import Axis, Sweep, frontier_text, sweep_text
 from memfit.report.words import LETTERS, MARKS, gib, percent, signed_gib, value
 from memfit.units import GIB
@@ -248,3 +249,14 @@ def test_frontier_in_words():
     assert text.splitlines()[-1] == "fits up to seq_len 4096"
     assert sweep().frontier() == [(None, [2048, 4096])]
     assert sweep(2).frontier() == [(1, ["full"]), (2, ["full"])]
+
+
+def test_one_rank_shards_nothing():
+    lever = {"dp": 1, "cp": 1, "tp": 1, "pp": 4, "pp_schedule": "1f1b", "virtual_pp": 1, "zero": 3, "dp_shard": 1,
+             "reshard": False, "sequence_parallel": False, "micro_batch": 1, "grad_accum": 8, "checkpointing": "none",
+             "loss": "chunked", "attention": "flash", "compile": False, "optimizer_in_backward": False,
+             "offload": ()}  # fmt: skip
+    assert "zero 3 (shards nothing), micro_batch" in plan_settings(lever)
+    assert "reshard" not in plan_settings(lever)
+    assert "zero 3, no reshard" in plan_settings({**lever, "dp": 2, "dp_shard": 2})
+    assert "zero 3, no reshard" in plan_settings({**lever, "cp": 2, "dp_shard": 1})

@@ -161,8 +161,10 @@ def _train_warnings(v: Mapping[str, Any], stated: Mapping[str, Any], found: list
     if pp == 1 and stated.get("pp_schedule", "1f1b") != "1f1b":
         found.append("`strategy.pp_schedule` has no effect with pp = 1")
     # A data-parallel rank of context parallelism shards too: FSDP and ZeRO run over dp * cp.
-    if stated.get("zero", 0) > 0 and v["dp"] * v["cp"] == 1:
-        found.append("`strategy.zero` has no effect with dp = 1: there is nothing to shard over")
+    # On one rank the engine of a sharding stage still decides in which precision weights and gradients are kept, and
+    # offloading needs it.
+    if stated.get("zero", 0) > 0 and v["dp"] * v["cp"] == 1 and not v["offload"]:
+        found.append("`strategy.zero` shards nothing with dp = 1: only how its engine keeps weights is left of it")
     if "dp_shard" in stated and zero == 0:
         found.append("`strategy.dp_shard` has no effect with zero = 0")
     if stated.get("reshard") is False and zero != 3:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _PARTS_LEAST = 0.005
 _BAR_LEAST = 8
+_ENGINE = "engine of FSDP or ZeRO, which shards nothing here"
 
 
 def plan_text(page: Page, answer: Answer, *, command: str | None = None, written: str | None = None) -> str:
@@ -154,10 +155,7 @@ def _settings(v: Mapping[str, Any]) -> Iterator[str]:
         chunks = f" x{v['virtual_pp']}" if v["virtual_pp"] > 1 else ""
         yield f"{v['pp_schedule']}{chunks}"
     if v.get("zero"):
-        over = f" over {v['dp_shard']}" if v["dp_shard"] != v["dp"] else ""
-        yield f"zero {v['zero']}{over}"
-        if v["zero"] == 3:
-            yield "reshard" if v["reshard"] else "no reshard"
+        yield from _sharding(v)
     if "micro_batch" in v:
         yield f"micro_batch {v['micro_batch']} x {v['grad_accum']}"
         yield f"checkpointing {_ckpt(v['checkpointing'])}"
@@ -173,6 +171,21 @@ def _settings(v: Mapping[str, Any]) -> Iterator[str]:
     for name in ("weights", "kv"):
         if v.get(name):
             yield f"{name} {value(v[name])}"
+
+
+def _alone(v: Mapping[str, Any]) -> bool:
+    """Nothing is sharded: what FSDP or ZeRO leaves then is how its engine keeps weights and gradients."""
+    return bool(v["dp"] * v["cp"] == 1)
+
+
+def _sharding(v: Mapping[str, Any]) -> Iterator[str]:
+    if _alone(v):
+        yield f"zero {v['zero']} (shards nothing)"
+        return
+    over = f" over {v['dp_shard']}" if v["dp_shard"] != v["dp"] else ""
+    yield f"zero {v['zero']}{over}"
+    if v["zero"] == 3:
+        yield "reshard" if v["reshard"] else "no reshard"
 
 
 def _ckpt(mode: Any) -> str:
@@ -241,13 +254,14 @@ def _waterfall(page: Page, answer: Answer) -> list[str]:
         return []
     capacity = answer.plans[0].estimate.capacity_bytes or 0
     start = "today's job" if answer.request.today is not None else "naive: plain data parallel"
+    alone = _alone(_values(answer.plans[0]))
     rows: list[Row] = []
     for step in answer.waterfall:
         style: Style = "bad" if step.need_bytes > capacity else ""
         first = step.lever == "start"
         rows.append(
             [
-                start if first else _remedy(step),
+                start if first else _remedy(step, alone),
                 Cell(gib(step.need_bytes), style),
                 "" if first else _delta(step.delta_bytes),
                 seconds(step.step_s),
@@ -264,8 +278,8 @@ def _waterfall(page: Page, answer: Answer) -> list[str]:
     return table(page, columns, rows)
 
 
-def _remedy(step: Step) -> str:
-    name = WORDS[step.lever]
+def _remedy(step: Step, alone: bool) -> str:
+    name = _ENGINE if alone and step.lever == "zero" else WORDS[step.lever]
     told = ", ".join(f"{n} {value(after)}" for n, (_, after) in step.fields.items() if n != "grad_accum")
     return f"{name}: {told}" if told else name
 
@@ -301,7 +315,7 @@ def _others(page: Page, answer: Answer) -> list[str]:
             worse = [fewer]
         differs = {n: x for n, x in _values(plan).items() if best.get(n) != x}
         told = [_cards(plan.option)] if plan.option != answer.plans[0].option else []
-        told += list(_differences(differs, plan))
+        told += list(_differences(differs, _values(plan)))
         rows.append(
             [
                 str(i),
@@ -337,14 +351,16 @@ def _cards(option: Option) -> str:
     return f"{option.gpus} x {option.gpu.name}"
 
 
-def _differences(fields: Mapping[str, Any], plan: Plan) -> Iterator[str]:
-    v = _values(plan)
+def _differences(fields: Mapping[str, Any], v: Mapping[str, Any]) -> Iterator[str]:
+    """Those of the changed ``fields`` that have an effect in the plan with the values ``v``."""
     for name, item in fields.items():
         if name in ("dp", "grad_accum") or (name == "dp_shard" and (v["dp_shard"] == v["dp"] or not v["zero"])):
             continue
         if name in ("pp_schedule", "virtual_pp") and v["pp"] == 1:
             continue
-        if (name == "reshard" and v["zero"] < 3) or (name == "sequence_parallel" and v["tp"] == 1):
+        if name == "reshard" and (v["zero"] < 3 or _alone(v)):
+            continue
+        if name == "sequence_parallel" and v["tp"] == 1:
             continue
         yield f"{name} {value(item)}"
 
@@ -435,8 +451,9 @@ def _checked(page: Page, answer: Answer) -> list[str]:
 
 def _probes(page: Page, answer: Answer) -> list[str]:
     lines = []
+    best = _values(answer.plans[0])
     for probe in answer.probes:
-        told = ", ".join(f"{n} {value(x)}" for n, x in probe.fields.items() if n not in ("dp", "grad_accum"))
+        told = ", ".join(_differences(probe.fields, {**best, **probe.fields}))
         lines += paragraph(page, f"probe first: {told or 'the plan itself'}: {probe.why}")
     return lines
 
