@@ -73,6 +73,55 @@ def test_a_model_given_by_its_configuration_is_written_too():
     assert json.loads(config.text) == TINY
 
 
+@pytest.mark.parametrize(
+    ("model", "loads", "task"),
+    [
+        ("qwen3-0.6b", "AutoModelForCausalLM", '"CAUSAL_LM"'),
+        ("bert-base-uncased", "AutoModelForMaskedLM", "None"),
+        ("t5-base", "AutoModelForSeq2SeqLM", '"SEQ_2_SEQ_LM"'),
+        ("qwen2-vl-2b", "AutoModelForImageTextToText", '"CAUSAL_LM"'),
+    ],
+)
+def test_scripts_load_each_kind_of_model_by_its_class(model, loads, task):
+    fields = {"model": model, "gpu": "rtx-4090", "seq_len": 512, "method": "lora"}
+    for name in ("transformers", "accelerate"):
+        text = next(file.text for file in export(job(**fields), name).files if file.name == "train.py")
+        assert f"{loads}.from_pretrained(" in text
+        assert set(re.findall(r"AutoModelFor\w+", text)) == {loads}
+        assert f"task_type={task}" in text
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in LAUNCHERS and "encoder" not in target(n).kinds])
+def test_a_model_that_the_tool_does_not_train_is_refused(name):
+    with pytest.raises(JobErrors) as caught:
+        export(job(model="bert-base-uncased", gpu="rtx-4090", seq_len=512), name)
+    assert caught.value.errors[0].path == "model.name"
+    assert "transformers" in caught.value.errors[0].hint
+
+
+def test_layers_of_a_vision_model_are_its_decoder_s():
+    text = export(job(model="qwen2.5-vl-7b", gpu="2xh100", zero=3), "fsdp2").files[0].text
+    torch = pytest.importorskip("torch")
+    code = re.search(r"def layers_of.*?\n\n\n", text, re.DOTALL).group()
+    space = {"torch": torch}
+    exec(code, space)
+    model = torch.nn.Module()
+    model.visual, model.text = torch.nn.Module(), torch.nn.Module()
+    model.visual.blocks = torch.nn.ModuleList(torch.nn.Identity() for _ in range(4))
+    model.text.layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(2))
+    assert space["layers_of"](model) is model.text.layers
+
+
+def test_what_an_old_card_lacks_is_said():
+    answer = export(job(model="qwen3-0.6b", gpu="t4", method="qlora"), "transformers")
+    assert any("FlashAttention" in text for text in answer.warnings)
+    assert any("bf16" in text for text in answer.warnings)
+    able = {"precision": "fp16-mixed", "attention": "sdpa"}
+    answer = export(job(model="qwen3-0.6b", gpu="t4", method="qlora", **able), "transformers")
+    assert answer.warnings == ()
+    assert "compute_dtype=torch.float16" in next(f.text for f in answer.files if f.name == "train.py")
+
+
 def test_settings_as_yaml_read_back():
     rows = [
         Setting("", None, "a title"),

@@ -227,6 +227,7 @@ TARGET = Target(
         gpus=written(),
         gpus_per_node=written(),
     ),
+    kinds=hf.KINDS,
     check=_check,
     write=write,
     read=read,

@@ -125,6 +125,7 @@ TARGET = Target(
         gpus=written(),
         gpus_per_node=written(),
     ),
+    kinds=hf.KINDS,
     check=_check,
     write=write,
     command=launch.training_script,

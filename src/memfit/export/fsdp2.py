@@ -70,12 +70,6 @@ def _imports(plan: Plan) -> list[str]:
     return names
 
 
-_LAYERS = '''
-def layers_of(model):
-    """The list of transformer layers."""
-    return max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
-'''
-
 _SELECTIVE = '''
 def keep_some():
     """Recompute all but attention and every second matrix product, as torchtitan does."""
@@ -306,7 +300,7 @@ def write(plan: Plan) -> list[File]:
         text + script.settings(plan),
         script.ARGUMENTS,
         script.build_model(plan, checkpoint=False, device_map="torch.cuda.current_device()"),
-        _LAYERS if needs_layers else "",
+        script.LAYERS if needs_layers else "",
         _SELECTIVE if plan.checkpointing == "selective" else "",
         {"chunked": _CHUNKED, "fused": _FUSED, "compiled": _COMPILED}.get(plan.loss, ""),
         _prepare(plan),
@@ -359,6 +353,7 @@ TARGET = Target(
         gpus=written(),
         gpus_per_node=written(),
     ),
+    kinds=("decoder", "vision", "encoder"),
     check=_check,
     write=write,
     command=launch.training_script,

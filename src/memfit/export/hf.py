@@ -52,6 +52,15 @@ ATTENTION_READ: Mapping[str, str] = {
     "kernels-community/flash-attn3": "flash",
     "flex_attention": "flash",
 }
+AUTO: Mapping[str, str] = {
+    "decoder": "AutoModelForCausalLM",
+    "vision": "AutoModelForImageTextToText",
+    "encoder": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
+"""Kind of a model -> the class of transformers that loads it."""
+KINDS = tuple(AUTO)
+_TASKS: Mapping[str, str] = {"decoder": "CAUSAL_LM", "vision": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 QUANTIZED = ("nf4", "nf4-dq", "fp4", "int8")
 """Storage of frozen weights that bitsandbytes has."""
 WEIGHTS = ("bf16", "fp16", "fp32", *QUANTIZED)
@@ -128,7 +137,20 @@ def checks(plan: Plan, kind: str) -> Iterator[JobError]:
         yield cannot("strategy.optimizer", plan.optimizer, tool, why=why, hint="optimizer = adamw-8bit")
     if "optimizer" in moved and kind == "deepspeed" and plan.optimizer != "adamw":
         yield cannot("strategy.optimizer", plan.optimizer, tool, why="DeepSpeed offloads its own AdamW only")
+    if plan.arch.kind in ("encoder", "seq2seq") and plan.loss != "eager":
+        why = f"its kernels are of next-token losses, and {plan.name} has another"
+        yield cannot("strategy.loss", plan.loss, tool, why=why, hint="loss = eager")
     yield from weights_fault(plan)
+
+
+def task_type(plan: Plan) -> str | None:
+    """What PEFT calls the model's task, None where it has no name for it."""
+    return _TASKS.get(plan.arch.kind)
+
+
+def compute_dtype(plan: Plan) -> str:
+    """The dtype in which 4-bit weights are multiplied: that of the autocast."""
+    return "float16" if plan.precision.startswith("fp16") else "bfloat16"
 
 
 def weights_fault(plan: Plan) -> Iterator[JobError]:

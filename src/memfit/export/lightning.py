@@ -145,13 +145,11 @@ def write(plan: Plan) -> list[File]:
     elif _kind(plan) == "deepspeed":
         imports.append("from lightning.pytorch.strategies import DeepSpeedStrategy")
     text = script.head(plan, "training script on Lightning", [launch.training_script(plan)], imports)
-    layers = '\n\ndef layers_of(model):\n    """The list of transformer layers."""\n'
-    layers += "    return max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)\n"
     parts = [
         text + script.settings(plan, [Setting("GPUS", plan.gpus)]),
         script.ARGUMENTS,
         script.build_model(plan, checkpoint=True, device_map="torch.cuda.current_device()"),
-        layers if plan.compile or _kind(plan) == "fsdp" else "",
+        "\n" + script.LAYERS if plan.compile or _kind(plan) == "fsdp" else "",
         script.optimizer(plan),
         script.DATA,
         _DATA,
@@ -191,6 +189,7 @@ TARGET = Target(
         gpus=written(),
         gpus_per_node=written(),
     ),
+    kinds=("decoder", "vision", "encoder"),
     check=_check,
     write=write,
     command=launch.training_script,

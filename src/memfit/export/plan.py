@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -208,14 +208,38 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
         target=target,
         estimate=answer,
         model=_model(job, answer),
-        warnings=_warnings(stated, completed, target),
+        warnings=(*_warnings(stated, completed, target), *_card(answer)),
         own=frozenset(own),
     )
+    if answer.resolved.arch.kind not in target.kinds and not target.launcher:
+        raise JobErrors([_other_kind(plan), *found])
     known = {error.path for error in found}
     found += [error for error in target.check(plan) if error.path not in known]
     if found:
         raise JobErrors(found)
     return plan
+
+
+_KINDS = {"decoder": "a decoder", "encoder": "an encoder", "seq2seq": "an encoder-decoder", "vision": "multimodal"}
+
+
+def _other_kind(plan: Plan) -> JobError:
+    """The target does not take such a model."""
+    from memfit.export import NAMES, target
+
+    able = [name for name in NAMES if plan.arch.kind in target(name).kinds]
+    text = f"{plan.target.tool} does not train {plan.name or 'this configuration'}, which is {_KINDS[plan.arch.kind]}"
+    return JobError("model.name", text, hint=f"targets that take it: {', '.join(able)}")
+
+
+def _card(answer: Estimate) -> Iterator[str]:
+    """What the card cannot do of what is written."""
+    gpu, attention = answer.resolved.gpu, answer.job.strategy.attention
+    if gpu is not None and gpu.vendor == "nvidia" and "bf16" not in gpu.flops:
+        if attention == "flash":
+            yield f"FlashAttention needs Ampere or newer, which {gpu.title} is not: attention = sdpa"
+        if str(answer.job.strategy.precision).startswith("bf16"):
+            yield f"{gpu.title} does not multiply in bf16: precision = fp16-mixed"
 
 
 def _identified(values: Mapping[str, Any]) -> dict[str, Any]:

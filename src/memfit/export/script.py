@@ -77,12 +77,20 @@ def token_stream(args, rank, world, device):
 '''
 
 
+LAYERS = '''
+def layers_of(model):
+    """The list of transformer layers: the longest one outside vision towers."""
+    lists = ((n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList))
+    return max((m for name, m in lists if "vis" not in name), key=len)
+'''
+
+
 def model_imports(plan: Plan) -> list[str]:
     """Import lines of ``build_model`` and the data."""
     names = [
         "import argparse",
         "import torch",
-        "from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import AutoConfig, {hf.AUTO[plan.arch.kind]}, AutoTokenizer",
     ]
     if plan.adapters:
         names.append("from peft import LoraConfig, get_peft_model")
@@ -103,6 +111,7 @@ def build_model(plan: Plan, *, checkpoint: bool, device_map: str = "") -> str:
         device_map: expression of the device that quantised weights are loaded to.
     """
     loaded = [f"dtype=torch.{hf.dtype(plan)}", f"attn_implementation={python(hf.ATTENTION[plan.attention])}"]
+    auto = hf.AUTO[plan.arch.kind]
     lines = [
         "def build_model(args):",
         f"    # precision {plan.precision}: {plan.note('precision')}",
@@ -112,9 +121,9 @@ def build_model(plan: Plan, *, checkpoint: bool, device_map: str = "") -> str:
         lines += _quantised(plan, device_map)
     lines += [
         "    if args.random_weights:",
-        "        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(MODEL), **options)",
+        f"        model = {auto}.from_config(AutoConfig.from_pretrained(MODEL), **options)",
         "    else:",
-        "        model = AutoModelForCausalLM.from_pretrained(MODEL, **options)",
+        f"        model = {auto}.from_pretrained(MODEL, **options)",
         "    model.config.use_cache = False",
     ]
     if plan.adapters:
@@ -134,8 +143,8 @@ def _quantised(plan: Plan, device_map: str) -> list[str]:
         config = "load_in_8bit=True"
     else:
         kind = "fp4" if plan.weights == "fp4" else "nf4"
-        config = f"load_in_4bit=True, bnb_4bit_quant_type={python(kind)}, bnb_4bit_compute_dtype=torch.bfloat16"
-        config += f", bnb_4bit_use_double_quant={plan.weights == 'nf4-dq'}"
+        config = f"load_in_4bit=True, bnb_4bit_quant_type={python(kind)}, bnb_4bit_compute_dtype=torch."
+        config += f"{hf.compute_dtype(plan)}, bnb_4bit_use_double_quant={plan.weights == 'nf4-dq'}"
         if plan.zero == 3:
             config += ", bnb_4bit_quant_storage=torch.bfloat16"  # a floating dtype, so that FSDP can shard it
     lines = [f"    # frozen weights in {plan.weights}: {plan.note('weights')}"]
@@ -159,7 +168,7 @@ def _adapters(plan: Plan) -> list[str]:
         options.append(f"modules_to_save={python(list(plan.lora_train_also))}")
     if plan.method == "dora":
         options.append("use_dora=True")
-    options.append('task_type="CAUSAL_LM"')
+    options.append(f"task_type={python(hf.task_type(plan))}")
     lines.append(f"    # method {plan.method}: {plan.origin('method')}")
     lines.append(f"    model = get_peft_model(model, LoraConfig({', '.join(options)}))")
     return lines

@@ -54,6 +54,7 @@ class Target:
         never: keys that a configuration of the tool does not have.
         launcher: this target starts another target's program.
         note: what a user must know before choosing it.
+        kinds: kinds of models that it takes (``Architecture.kind``).
     """
 
     name: str
@@ -73,6 +74,7 @@ class Target:
     never: frozenset[str] = frozenset()
     launcher: bool = False
     note: str = ""
+    kinds: tuple[str, ...] = ("decoder", "vision")
 
     @property
     def tool(self) -> str:

@@ -12,6 +12,7 @@ FLAVORS: Mapping[str, tuple[str, str]] = {
     "llama-3.2-1b": ("llama3", "1B"),
     "llama-3.2-3b": ("llama3", "3B"),
     "llama-3.1-8b": ("llama3", "8B"),
+    "llama-3.3-70b": ("llama3", "70B"),
     "llama-3.1-70b": ("llama3", "70B"),
     "llama-3.1-405b": ("llama3", "405B"),
     "qwen3-0.6b": ("qwen3", "0.6B"),
@@ -23,11 +24,14 @@ FLAVORS: Mapping[str, tuple[str, str]] = {
     "qwen3-30b-a3b": ("qwen3", "30B-A3B"),
     "qwen3-235b-a22b": ("qwen3", "235B-A22B"),
     "deepseek-v2-lite": ("deepseek_v3", "16B"),
+    "deepseek-r1": ("deepseek_v3", "671B"),
+    "deepseek-v3.1": ("deepseek_v3", "671B"),
     "deepseek-v3": ("deepseek_v3", "671B"),
     "gpt-oss-20b": ("gpt_oss", "20b"),
     "gpt-oss-120b": ("gpt_oss", "120b"),
 }
-"""Catalog name -> (module of torchtitan.models, flavor), as torchtitan 0.3 registers them."""
+"""Catalog name -> (module of torchtitan.models, flavor), as torchtitan 0.3 registers them. Of several models with one
+architecture the last is what a flavor reads back as."""
 
 _MODELS = {flavor: name for name, flavor in FLAVORS.items()}
 _SCHEDULES = {

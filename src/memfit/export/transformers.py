@@ -10,7 +10,7 @@ from memfit.export.levers import ADAPTERS, rules, written
 from memfit.export.plan import Plan
 from memfit.export.reading import Found, Keys, Source
 from memfit.export.target import File, Target
-from memfit.export.text import Setting, commented, header, json_text, yaml
+from memfit.export.text import Setting, commented, header, json_text, python, yaml
 
 
 def _check(plan: Plan) -> Iterator[JobError]:
@@ -179,6 +179,14 @@ _IMPORTS = [
 ]
 
 
+def _script(plan: Plan) -> str:
+    """The script with the classes of the model's kind and the dtype of the autocast."""
+    text = "\n".join(_IMPORTS) + "\n\n" + SCRIPT
+    text = text.replace(hf.AUTO["decoder"], hf.AUTO[plan.arch.kind])
+    text = text.replace('task_type="CAUSAL_LM"', f"task_type={python(hf.task_type(plan))}")
+    return text.replace("compute_dtype=torch.bfloat16", f"compute_dtype=torch.{hf.compute_dtype(plan)}")
+
+
 def command(plan: Plan) -> str:
     """What one machine starts."""
     return launch.torchrun(plan, "train.py training.yaml")
@@ -190,7 +198,7 @@ def write(plan: Plan) -> list[File]:
     lines = ["training script on transformers' Trainer; every lever stands in training.yaml."]
     files = [
         File(name="training.yaml", text=text),
-        File(name="train.py", text=commented(lines) + "\n" + "\n".join(_IMPORTS) + "\n\n" + SCRIPT),
+        File(name="train.py", text=commented(lines) + "\n" + _script(plan)),
     ]
     if hf.engine(plan) == "deepspeed":
         files.append(File(name="deepspeed.json", text=json_text(hf.deepspeed_config(plan, trainer=True))))
@@ -261,6 +269,7 @@ TARGET = Target(
         gpus=written(),
         gpus_per_node=written(),
     ),
+    kinds=hf.KINDS,
     check=_check,
     write=write,
     read=read,

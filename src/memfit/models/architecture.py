@@ -362,6 +362,14 @@ class Architecture:
         return self.decoder.num_layers
 
     @property
+    def kind(self) -> str:
+        """What tools ask first: ``decoder``, ``encoder``, ``seq2seq`` (an encoder and a decoder) or ``vision``."""
+        towers = {tower.name for tower in self.towers}
+        if "encoder" in towers:
+            return "seq2seq"
+        return "vision" if towers else "decoder" if self.causal else "encoder"
+
+    @property
     def outer(self) -> tuple[Tensor, ...]:
         """Tensors outside all stacks: embeddings, final norm, head."""
         return (*self.embeddings, *self.final_norm, *self.head)
