@@ -7,6 +7,8 @@ from planner_cases import SMALL
 
 from memfit import estimate, speed
 from memfit.errors import JobError, JobErrors, MemfitError, UnknownNameError
+from memfit.export import export
+from memfit.export.torchtitan_reading import FLAVORS
 from memfit.hardware import Price
 from memfit.job import dumps, from_kwargs, load
 from memfit.planner import Request, plan
@@ -180,6 +182,25 @@ def test_fewest_changes_are_fewest():
     assert kept.candidate.penalty == 0
 
 
+@pytest.mark.parametrize(
+    "today",
+    [
+        {**ONE, "optimizer": "adamw-8bit", "checkpointing": "full"},
+        {**TWO, "framework": "torchtitan", "model": "llama-3.2-1b", "precision": "bf16", "zero": 3},
+    ],
+)
+def test_a_job_that_fits_needs_no_change_and_keeps_what_changes_results(today):
+    now = from_kwargs(**today)
+    assert estimate(now).fits
+    best = plan(Request(job=now, today=now, objective="changes")).plans[0]
+    assert best.candidate.penalty == 0
+    longer = from_kwargs(**{**today, "seq_len": 8192})
+    for one in plan(Request(job=longer, today=longer, objective="changes")).plans:
+        kept = estimate(now).resolved.values
+        assert one.job.strategy.optimizer == kept["optimizer"]
+        assert one.job.strategy.precision == kept["precision"]
+
+
 def test_fewest_gpus_cannot_be_fewer():
     fields = {"model": "llama-3.1-8b", "gpu": "a100", "seq_len": 4096, "global_batch": 16, "framework": "deepspeed",
               "loss": "fused", "offload": (), "compile": True, "attention": "flash"}  # fmt: skip
@@ -274,6 +295,30 @@ def test_an_impossible_request_names_ways_that_work():
     assert ask({**fields, "gpu": card.removeprefix("--gpu ")}).plans
 
 
+def test_a_host_that_is_too_small_is_named_with_one_that_is_not():
+    fields = {"model": "llama-3.1-8b", "gpu": "rtx-3090", "seq_len": 2048, "global_batch": 8}
+    found = ask(fields, host_bytes=64 << 30)
+    assert "host memory" in found.impossible.reason
+    way = next(w for w in found.impossible.ways if w.flags.startswith("--host-memory"))
+    enough = int(way.flags.removeprefix("--host-memory ").removesuffix("GiB"))
+    assert ask(fields, host_bytes=enough << 30).plans
+
+
+def test_nothing_is_offloaded_where_card_and_host_share_their_memory():
+    fields = {"model": "llama-3.2-1b", "gpu": "m3-max-128gb", "seq_len": 2048, "global_batch": 8}
+    assert all(not one.job.strategy.offload for one in ask(fields).plans)
+    too_large = ask({**fields, "model": "llama-3.1-8b"}).impossible
+    assert "nothing can be offloaded" in too_large.reason
+    assert not any(w.flags.startswith("--gpu 2x") for w in too_large.ways)
+
+
+def test_a_margin_that_is_too_wide_is_the_reason():
+    fields = {"model": "llama-3.1-8b", "gpu": "rtx-3090", "kind": "serve", "context": 8192, "concurrency": 6}
+    found = ask(fields, risk=0.0001).impossible
+    assert found.need_bytes < found.capacity_bytes
+    assert "P(OOM)" in found.reason
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [
@@ -315,6 +360,59 @@ def test_every_framework_has_a_row_with_a_source():
         assert len(row.source) > 20
         assert set(row.checkpointing) <= {"none", "selective", "attention", "full"}
         assert set(row.hsdp) <= set(row.zero)
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "framework"),
+    [
+        ("llama-3.1-8b", "8xh100", "torchtitan"),
+        ("qwen2.5-vl-7b", "8xh100", "trl"),
+        ("bert-base-uncased", "rtx-4090", "transformers"),
+        ("t5-base", "8xh100", "transformers"),
+        ("mistral-7b", "128xh100", "megatron"),
+        ("llama-3.2-1b", "rtx-4090", "trl"),
+    ],
+)
+def test_the_framework_that_nobody_stated_can_train_the_model(model, gpu, framework):
+    found = ask({"model": model, "gpu": gpu, "seq_len": 512})
+    assert found.best.job.strategy.framework == framework
+    target = {"megatron": "megatron-bridge"}.get(framework, framework)
+    assert all(export(one.job, target).files for one in found.plans)
+
+
+def test_torchtitan_is_planned_for_the_models_that_it_has():
+    assert set(capability("torchtitan").models) == set(FLAVORS)
+
+
+def test_a_model_with_few_positions_is_planned_for_those():
+    found = ask({"model": "bert-base-uncased", "gpu": "rtx-4090"})
+    assert found.best.job.task.seq_len == 512
+    assert any("no more positions" in note for note in found.notes)
+    longer = ask({"model": "bert-base-uncased", "gpu": "rtx-4090", "seq_len": 1024})
+    assert any("made for 512 positions" in note for note in longer.notes)
+
+
+def test_kernels_that_the_card_lacks_are_not_planned():
+    found = ask({"model": "llama-3.2-1b", "gpu": "t4", "method": "lora", "seq_len": 1024})
+    assert {one.job.strategy.attention for one in found.plans} == {"sdpa"}
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "weights"),
+    [("gpt-oss-120b", "h100", "mxfp4"), ("deepseek-v3", "8xh200", "fp8"), ("llama-3.2-1b", "v100", "fp16"),
+     ("llama-3.2-1b", "a100", "bf16")],
+)  # fmt: skip
+def test_weights_are_served_as_the_checkpoint_and_the_card_have_them(model, gpu, weights):
+    found = ask({"model": model, "gpu": gpu, "kind": "serve"})
+    assert {one.job.strategy.weights for one in found.plans} == {weights}
+    assert found.best.qualities == ()
+
+
+def test_throughput_of_serving_fills_the_card():
+    fields = {"model": "llama-3.1-8b", "gpu": "h100", "kind": "serve", "context": 4096}
+    full = ask(fields, objective="throughput").best
+    assert full.tokens_per_s_per_gpu > 5 * ask(fields).best.tokens_per_s_per_gpu
+    assert ask(fields, objective="throughput", concurrency=2).best.job.task.concurrency == 2
 
 
 def test_every_change_of_results_has_a_cost_and_a_source():

@@ -122,7 +122,7 @@ def plan(request: Request, *, lever: str = "") -> Answer:
             *found.field.space.notes,
             *_host_note(found),
             *_retry_note(found),
-            *_length_note(found.field.space.base.arch.max_positions, found.seq_len),
+            *_length_note(found.field.space.base.arch.max_positions, found.field.space.base.values["seq_len"]),
             *price_notes(request),
         ),
         considered=found.considered,
@@ -205,7 +205,7 @@ def _retry_note(found: Found) -> tuple[str, ...]:
 def _length_note(most: int, length: int | None) -> tuple[str, ...]:
     if length is None or not most or length <= most:
         return ()
-    return (f"the model was made for {most} positions: {length} fit, whether it can use them is another matter",)
+    return (f"the model was made for {most} positions: {length} fit in memory, whether it can use them is not asked",)
 
 
 def _front(found: Found) -> tuple[Point, ...]:

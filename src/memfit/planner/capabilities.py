@@ -41,17 +41,26 @@ class Capability:
     in_backward: bool = False
     optimizers: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """How an engine spreads a model, and what it can store weights and cache in."""
+    """How an engine spreads a model, and what it can store weights and cache in.
+
+    Attributes:
+        name, source: of the engine, and of what is known about it.
+        split: ``tp`` (tensors), ``pp`` (layers), or both.
+        weights, kv: storage types that it can bring weights and cache to.
+        stored: types of quantised checkpoints that it runs as they are.
+    """
 
     name: str
     source: str
     split: tuple[str, ...]
     weights: tuple[str, ...]
     kv: tuple[str, ...]
+    stored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,10 +169,22 @@ def _matches(value: Any, wanted: Any) -> bool:
     return value in wanted
 
 
-def default_framework(method: str, gpus: int) -> tuple[str, str]:
-    """(framework, why) for a job that names none."""
+def default_framework(method: str, gpus: int, *, kind: str = "", model: str | None = None) -> tuple[str, str]:
+    """(framework, why) for a job that names none.
+
+    Args:
+        method: of the job.
+        gpus: number of GPUs.
+        kind: of the model: ``decoder``, ``encoder``, ``seq2seq`` or ``vision``; empty where it does not matter.
+        model: its name in the catalog; None for a model that has none.
+    """
     for row in _data("capabilities.toml")["default"]:
-        if method in row.get("methods", (method,)) and gpus <= row.get("gpus", gpus):
+        if method not in row.get("methods", (method,)) or gpus > row.get("gpus", gpus):
+            continue
+        if kind not in row.get("kinds", (kind,)) or (not kind and "kinds" in row):
+            continue
+        known = capability(row["framework"]).models
+        if not kind or not known or model in known:
             return str(row["framework"]), str(row["why"])
     raise AssertionError("the last default row has no conditions")
 

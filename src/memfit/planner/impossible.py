@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from memfit.errors import MemfitError
 from memfit.formula.slack import need_band
+from memfit.hardware import Gpu
 from memfit.hardware import gpus as cards
 from memfit.planner.capabilities import qualities
-from memfit.planner.planning import _SEQ_UNIT, Field, _can, field_of, longest
+from memfit.planner.planning import _SEQ_UNIT, HOST_SHARE, Field, _can, field_of, longest
 from memfit.planner.request import MOST_RISK, Option, Request, options
 from memfit.planner.search import Search
 
+_Size = TypeVar("_Size")
+
 _MOST_GPUS = 4096
+_HOST_GIB = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Usual sizes of a host's memory."""
+_FRAMEWORKS = ("deepspeed", "torchtitan")
+"""What is tried in place of the framework that nobody stated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,24 +77,30 @@ def explain(request: Request) -> Impossible:
     p = need_band(need).p_above(capacity) if need is not None else None
     if need is None:
         reason = f"no layout divides over {field.option.gpus} GPUs with what is fixed"
-    elif need > field.limit_bytes and p is not None and p <= MOST_RISK:
+    elif need > field.limit_bytes and p is not None and need <= capacity:
         reason = (
             f"the leanest configuration runs out of memory with P(OOM) {p:.1%}, more than the accepted {request.risk:g}"
         )
     elif need > field.limit_bytes:
         reason = "even the leanest configuration needs more than the card has"
+    elif field.option.gpu.unified:
+        reason = "the card's memory is the host's: nothing can be offloaded"
     else:
-        usable = field.host_bytes * field.space.cluster.gpus_per_node >> 30
         why = "assumed, --host-memory states it" if field.host_note else "a share of the machine's"
-        reason = f"the {usable} GiB of host memory ({why}) do not hold what would have to be offloaded"
+        reason = f"the {_usable_gib(field)} GiB of host memory ({why}) do not hold what would have to be offloaded"
     return Impossible(
         reason=reason,
         need_bytes=need,
         capacity_bytes=capacity,
         p_oom=p,
         option=field.option,
-        ways=tuple(_ways(request, field, p)),
+        ways=tuple(_ways(request, field, need, p)),
     )
+
+
+def _usable_gib(field: Field) -> int:
+    """What all GPUs of a host may pin of its memory together."""
+    return field.host_bytes * field.space.cluster.gpus_per_node >> 30
 
 
 def _some(found: list[Option]) -> list[Option]:
@@ -106,17 +119,24 @@ def _least(field: Field) -> int | None:
     return search.leanest.need_bytes if search.leanest is not None else None
 
 
-def _ways(request: Request, field: Field, p: float | None) -> Iterator[WayOut]:
+def _ways(request: Request, field: Field, need: int | None, p: float | None) -> Iterator[WayOut]:
     if p is not None and request.risk < p <= MOST_RISK:
-        risk = f"{min(p * 1.05, MOST_RISK):.2g}"
-        yield WayOut(what=f"accept a P(OOM) of {p:.1%}", flags=f"--risk {risk}")
+        yield accept(p)
     yield from _unfixed(request, field)
+    if need is not None and need <= field.limit_bytes:
+        yield from _host(request, field)
     seq = field.space.base.values["seq_len"]
     if seq > _SEQ_UNIT and (length := longest(request, field.option, most=seq - 1)):
         yield WayOut(what=f"sequences of {length} tokens instead of {seq}", flags=f"--seq {length}")
+    yield from _other(request, field)
     yield from _quality(request, field)
     yield from _more(request, field)
     yield from _larger(request, field)
+
+
+def accept(p: float) -> WayOut:
+    """To accept the probability of running out of memory that the leanest way has."""
+    return WayOut(what=f"accept a P(OOM) of {p:.1%}", flags=f"--risk {min(p * 1.05, MOST_RISK):.2g}")
 
 
 def _possible(request: Request, option: Option) -> bool:
@@ -136,6 +156,39 @@ def _unfixed(request: Request, field: Field) -> Iterator[WayOut]:
         job = replace(request.job, strategy=replace(strategy, **{name: None}))
         if _possible(replace(request, job=job), field.option):
             yield WayOut(what=f"leave {name} free instead of {_word(getattr(strategy, name))}", flags="")
+
+
+def _smallest(sizes: Sequence[_Size], able: Callable[[_Size], bool]) -> _Size | None:
+    """The first of rising sizes that is enough, None when the last is not; halved: what is not enough takes longest."""
+    if not sizes or not able(sizes[-1]):
+        return None
+    low, high = -1, len(sizes) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if able(sizes[middle]) else (middle, high)
+    return sizes[high]
+
+
+def _host(request: Request, field: Field) -> Iterator[WayOut]:
+    """The next usual size of the host's memory that is enough."""
+    if field.option.gpu.unified:
+        return
+    now = field.host_bytes * field.space.cluster.gpus_per_node
+    sizes = [gib for gib in _HOST_GIB if (gib << 30) * HOST_SHARE > now]
+    gib = _smallest(sizes, lambda size: _possible(replace(request, host_bytes=size << 30), field.option))
+    if gib is not None:
+        yield WayOut(what=f"a host with {gib} GiB of memory", flags=f"--host-memory {gib}GiB")
+
+
+def _other(request: Request, field: Field) -> Iterator[WayOut]:
+    """Another framework, where the planner chose: each offloads and shards what it can."""
+    if request.job.strategy.framework is not None or field.option.gpu.unified:
+        return
+    for name in _FRAMEWORKS:
+        job = replace(request.job, strategy=replace(request.job.strategy, framework=name))
+        if name != field.space.cap.name and _possible(replace(request, job=job), field.option):
+            yield WayOut(what=f"framework {name} instead of {field.space.cap.name}", flags=f"-f {name}")
+            return
 
 
 def _word(value: Any) -> str:
@@ -171,14 +224,13 @@ def _quality(request: Request, field: Field) -> Iterator[WayOut]:
 
 def _more(request: Request, field: Field) -> Iterator[WayOut]:
     """The next number of GPUs that is enough."""
-    count = field.option.gpus
-    while count * 2 <= _MOST_GPUS:
-        count *= 2
-        if _possible(request, replace(field.option, gpus=count)):
-            yield WayOut(
-                what=f"{count} GPUs instead of {field.option.gpus}", flags=f"--gpu {count}x{field.option.gpu.name}"
-            )
-            return
+    own = field.option
+    if own.gpu.vendor == "apple":
+        return  # nothing trains over several of them
+    counts = [own.gpus << k for k in range(1, (_MOST_GPUS // own.gpus).bit_length())]
+    count = _smallest(counts, lambda gpus: _possible(request, replace(own, gpus=gpus)))
+    if count is not None:
+        yield WayOut(what=f"{count} GPUs instead of {own.gpus}", flags=f"--gpu {count}x{own.gpu.name}")
 
 
 def _larger(request: Request, field: Field) -> Iterator[WayOut]:
@@ -190,12 +242,9 @@ def _larger(request: Request, field: Field) -> Iterator[WayOut]:
     rented = [c for c in known if c.kind in ("datacenter", "workstation", "consumer") and c.year >= 2020]
     known_host = field.space.cluster.host_memory_bytes  # a machine of unknown size is taken for one like today's
     request = replace(request, host_bytes=request.host_bytes or known_host)
-    seen: set[int] = set()
+    by_size: dict[int, Gpu] = {}
     for card in sorted(rented, key=lambda c: (c.total_bytes, -c.year, c.name)):
-        size = card.total_bytes >> 30
-        if size in seen:
-            continue
-        seen.add(size)
-        if _possible(request, replace(field.option, gpu=card)):
-            yield WayOut(what=f"{field.option.gpus} x {card.title}", flags=f"--gpu {field.option.gpus}x{card.name}")
-            return
+        by_size.setdefault(card.total_bytes >> 30, card)
+    found = _smallest(list(by_size.values()), lambda card: _possible(request, replace(field.option, gpu=card)))
+    if found is not None:
+        yield WayOut(what=f"{field.option.gpus} x {found.title}", flags=f"--gpu {field.option.gpus}x{found.name}")

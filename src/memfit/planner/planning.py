@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memfit.errors import JobErrors, MemfitError
-from memfit.formula.resolve import resolve
 from memfit.formula import profile as profiles
+from memfit.formula.resolve import resolve
 from memfit.formula.slack import most_needed
 from memfit.formula.training import grows
-from memfit.job import Strategy
+from memfit.hardware import Gpu
+from memfit.job import BY_NAME, Job, Strategy
+from memfit.models import catalog
 from memfit.planner import levers
-from memfit.planner.capabilities import assumed_host_bytes
+from memfit.planner.capabilities import allowed, assumed_host_bytes, default_framework
 from memfit.planner.changes import penalty
 from memfit.planner.plans import Plan, make_plan
 from memfit.planner.request import Option, Request, options
@@ -24,6 +26,7 @@ HOST_SHARE = 0.8
 """Share of the host's memory that pinned buffers may take: the rest is the operating system's and the data loaders'."""
 _LONGEST = 1 << 20
 _SEQ_UNIT = 1024
+_SEQ_LEN = BY_NAME["seq_len"].default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +89,17 @@ class Found:
         return sum(o.evaluated for o in self.outcomes if o is not None)
 
 
+_KEPT = frozenset({"framework", "framework_version", "weights", "set_to_none"})
+_RESULTS = ("precision", "optimizer", "optimizer_in_backward")
+"""Levers of strategy that change results: today's stay unless other values are allowed."""
+
+
 def free_fields(request: Request) -> frozenset[str]:
     """Fields of the job that are today's and not fixed; none without a job of today."""
     if request.today is None:
         return frozenset()
-    return frozenset(Strategy.__dataclass_fields__) - request.keep - {"framework", "framework_version", "weights"}
+    kept = frozenset(lever for lever in _RESULTS if not allowed(request.allow, lever))
+    return frozenset(Strategy.__dataclass_fields__) - request.keep - _KEPT - kept
 
 
 def field_of(request: Request, option: Option, seq_len: int | None = None) -> Field:
@@ -98,6 +107,7 @@ def field_of(request: Request, option: Option, seq_len: int | None = None) -> Fi
     job = request.job
     if request.today is not None and job.task.global_batch is None:
         job = replace(job, task=replace(job.task, global_batch=today_values(request)["global_batch"]))
+    job, assumed = _assumed(job, option.gpus)
     space = make_space(
         job,
         option.gpu,
@@ -107,10 +117,13 @@ def field_of(request: Request, option: Option, seq_len: int | None = None) -> Fi
         seq_len=seq_len,
         open_batch=request.objective == "batch",
     )
+    space = replace(_narrowed(space, option.gpu), notes=(*assumed, *space.notes))
     capacity = space.base.capacity_bytes
     assert capacity is not None, "the card is known"
     host = request.host_bytes or space.cluster.host_memory_bytes
     note = ""
+    if option.gpu.unified:
+        host = 0  # what would be moved to the host would stay where it is
     if host is None:
         host = assumed_host_bytes(option.gpu.kind)
         note = f"{host >> 30} GiB of memory in a host: not known for this machine (--host-memory)"
@@ -128,6 +141,40 @@ def _grows(space: Space) -> bool:
     values, gpu = space.base.values, space.base.gpu
     framework = profiles.profile(profiles.select(values["framework"], values["framework_version"]))
     return grows(framework, rocm=gpu is not None and gpu.vendor == "amd")
+
+
+def _assumed(job: Job, gpus: int) -> tuple[Job, tuple[str, ...]]:
+    """The job with a framework and a length that its model can be trained with, and what of that nobody stated."""
+    if job.strategy.framework is not None and job.task.seq_len is not None:
+        return job, ()
+    arch = resolve(Job(model=job.model)).arch
+    notes = []
+    if job.strategy.framework is None:
+        method = job.task.method or ("lora" if job.task.lora is not None else "full")
+        framework, why = default_framework(method, gpus, kind=arch.kind, model=_catalog_name(job))
+        job = replace(job, strategy=replace(job.strategy, framework=framework))
+        notes.append(f"framework {framework}: none was stated; {why}")
+    if job.task.seq_len is None and 0 < arch.max_positions < _SEQ_LEN:
+        job = replace(job, task=replace(job.task, seq_len=arch.max_positions))
+        notes.append(f"seq_len {arch.max_positions}: none was stated, and the model has no more positions (--seq-len)")
+    return job, tuple(notes)
+
+
+def _narrowed(space: Space, gpu: Gpu) -> Space:
+    """The space without kernels that the model or the card does not have, where others are left."""
+    values = dict(space.values)
+    if "attention" not in space.fixed and gpu.vendor == "nvidia" and "bf16" not in gpu.flops:
+        # FlashAttention wants Ampere, which brought bf16 too.
+        values["attention"] = tuple(v for v in values["attention"] if v != "flash") or values["attention"]
+    if "loss" not in space.fixed and space.base.arch.kind in ("encoder", "seq2seq"):
+        # Fused and chunked losses are of next tokens.
+        values["loss"] = tuple(v for v in values["loss"] if v == "eager") or values["loss"]
+    return replace(space, values=values)
+
+
+def _catalog_name(job: Job) -> str | None:
+    entry = catalog.lookup(job.model.name) if job.model.name and job.model.config is None else None
+    return entry.name if entry is not None else None
 
 
 def fields_of(request: Request, seq_len: int | None = None) -> Iterator[Field]:
@@ -183,16 +230,35 @@ def _best_of(request: Request, fields: Sequence[Field], seq_len: int | None = No
 
 def search(request: Request, field: Field, *, bar: float = float("inf"), keep: int | None = None) -> Outcome:
     """Search one field for the request's objective."""
-    return Search(
-        field.space,
-        limit_bytes=field.limit_bytes,
-        calm=field.calm,
-        host_bytes=field.host_bytes,
-        keep=keep or request.top,
-        bar=bar,
-        calibration=request.calibration,
-        **_penalty(request),
-    ).run()
+
+    def run(space: Space) -> Outcome:
+        return Search(
+            space,
+            limit_bytes=field.limit_bytes,
+            calm=field.calm,
+            host_bytes=field.host_bytes,
+            keep=keep or request.top,
+            bar=bar,
+            calibration=request.calibration,
+            **_penalty(request),
+        ).run()
+
+    found = run(field.space)
+    if request.objective != "changes":
+        return found
+    # Along the modes of checkpointing a search stops at the fastest one that fits; today's may be a slower one.
+    mode = today_values(request)["checkpointing"]
+    if "checkpointing" in field.space.fixed or mode not in field.space.values["checkpointing"]:
+        return found
+    return _either(found, run(_fix(field.space, "checkpointing", mode)), keep or request.top)
+
+
+def _either(one: Outcome, other: Outcome, keep: int) -> Outcome:
+    """The best of two searches, the second of which looked at a part of the first one's space again."""
+    best: dict[tuple[Any, ...], Candidate] = {}
+    for candidate in sorted((*one.best, *other.best), key=lambda c: c.order):
+        best.setdefault(candidate.apart, candidate)
+    return replace(one, best=tuple(best.values())[:keep], evaluated=one.evaluated + other.evaluated)
 
 
 def _penalty(request: Request) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from memfit.formula.resolve import resolve
 from memfit.hardware import make_cluster
 from memfit.job import Job, Task
 from memfit.planner.capabilities import allowed, engine, qualities, quality
-from memfit.planner.impossible import Impossible, WayOut
+from memfit.planner.impossible import Impossible, WayOut, accept
 from memfit.planner.plans import Plan
-from memfit.planner.request import Option, Request, options
+from memfit.planner.request import MOST_RISK, Option, Request, options
 from memfit.planner.space import divisors
 
 DEFAULT_ENGINE = "vllm"
@@ -28,6 +28,8 @@ _MOST_CONTEXT = 1 << 22
 _MOST_SEQUENCES = 1 << 14
 _MOST_GPUS = 512
 _TITLES = {"weights": "weights", "kv": "keys and values"}
+_FULL = ("throughput", "cost")
+"""Objectives that a full card serves best, where nobody states how many sequences there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +78,27 @@ def notes(request: Request) -> tuple[str, ...]:
     task, out = request.job.task, []
     if request.job.strategy.framework is None:
         out.append(f"framework {DEFAULT_ENGINE}: none was stated")
+    if request.job.strategy.weights is None and (stored := _stored(request)):
+        out.append(f"weights {stored}: as the checkpoint stores them (--weights)")
     if task.context is None and task.prompt is None and request.objective != "seq":
         out.append("context 4096 tokens: none was stated (--context)")
     if task.prompt is None and task.output is None:
         out.append("half of the context is prompt, half is generated (--prompt, --output)")
-    if task.concurrency is None and request.objective != "batch":
+    if task.concurrency is None and request.objective in _FULL:
+        out.append("as many sequences at once as fit: no concurrency was stated (--concurrency, for shorter waits)")
+    elif task.concurrency is None and request.objective != "batch":
         out.append("one sequence at a time: no concurrency was stated (--concurrency)")
     return tuple(out)
+
+
+def _stored(request: Request) -> str | None:
+    """What the checkpoint's own quantisation is called, where the engine runs it as it is; None for plain weights."""
+    job = request.job
+    named = replace(job, strategy=replace(job.strategy, framework=None), hardware=replace(job.hardware, gpu=None))
+    found = resolve(replace(named, task=replace(job.task, kind="serve"))).arch.quantization or {}
+    method, bits = str(found.get("quant_method")), found.get("bits", 4)
+    name = method if method in ("fp8", "mxfp4") or (method in ("awq", "gptq") and bits == 4) else None
+    return name if name in engine(job.strategy.framework or DEFAULT_ENGINE).stored else None
 
 
 def candidates(request: Request, option: Option) -> Iterator[Job]:
@@ -120,8 +136,10 @@ def _choices(request: Request, lever: str, able: tuple[str, ...], option: Option
     stated = getattr(request.job.strategy, lever)
     if stated is not None:
         return [stated]
+    plain = "bf16" if "bf16" in option.gpu.flops else "fp16"
+    own = (_stored(request) if lever == "weights" else None) or plain
     more = [w for w in allowed(request.allow, lever) if w in able and (w != "fp8" or "fp8" in option.gpu.flops)]
-    return ["bf16", *more]
+    return list(dict.fromkeys((own, *more)))
 
 
 def _stretched(request: Request, job: Job) -> Estimate | None:
@@ -129,7 +147,7 @@ def _stretched(request: Request, job: Job) -> Estimate | None:
     if request.objective == "seq":
         context = _largest(request, job, "context", _MOST_CONTEXT)
         job = _with(job, context=context) if context else job
-    elif request.objective == "batch":
+    elif request.objective == "batch" or (request.objective in _FULL and job.task.concurrency is None):
         sequences = _largest(request, job, "concurrency", _MOST_SEQUENCES)
         job = _with(job, concurrency=sequences) if sequences else job
     found = estimate(job)
@@ -176,8 +194,9 @@ def _most_sequences(request: Request, job: Job) -> int:
 def _plan(request: Request, option: Option, found: Estimate) -> Plan:
     job = found.resolved.stated
     times = speed.latency(job, calibration=request.calibration)
-    stated = request.job.strategy
-    costs = [quality(n, getattr(job.strategy, n)) for n in ("weights", "kv") if getattr(stated, n) is None]
+    stated, own = request.job.strategy, {"weights": _stored(request), "kv": None}
+    chosen = {n: getattr(job.strategy, n) for n in own if getattr(stated, n) is None}
+    costs = [quality(n, value) for n, value in chosen.items() if value != own[n]]
     return Plan(
         job=job,
         estimate=found,
@@ -228,13 +247,19 @@ def _impossible(request: Request) -> Impossible:
             ways=tuple(_ways(request, some)),
         )
     _, option, found = best
+    reason = "even the leanest way to serve it needs more than the card has"
+    ways = list(_ways(request, option))
+    p, capacity = found.p_oom, found.capacity_bytes or 0
+    if p is not None and found.bands["need"].mid <= capacity:
+        reason = f"the leanest way to serve it runs out of memory with P(OOM) {p:.1%}, more than {request.risk:g}"
+        ways = [*([accept(p)] if p <= MOST_RISK else []), *ways]
     return Impossible(
-        reason="even the leanest way to serve it needs more than the card has",
+        reason=reason,
         need_bytes=found.bands["need"].mid,
         capacity_bytes=found.capacity_bytes,
         p_oom=found.p_oom,
         option=option,
-        ways=tuple(_ways(request, option)),
+        ways=tuple(ways),
     )
 
 
