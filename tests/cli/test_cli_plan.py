@@ -41,7 +41,9 @@ def test_a_plan_is_written_and_reads_back(tmp_path, monkeypatch):
 
 
 def test_documents_keep_to_the_schema():
-    document = json.loads(ok("plan", *SMALL, "--json", "--tokens", "1B", "--price", "0.4", "--explain", "loss"))
+    document = json.loads(
+        ok("plan", *SMALL, "--json", "--tokens", "1B", "--price", "0.4", "--explain", "checkpointing")
+    )
     assert faults(document, schema("plan")) == []
     assert document["possible"] is True
     best = document["plans"][0]
@@ -49,7 +51,7 @@ def test_documents_keep_to_the_schema():
     assert sum(best["time"].values()) == pytest.approx(best["step_s"])
     assert best["usd_of_run"] == pytest.approx(best["hours_of_run"] * 0.4)
     assert best["need_bytes"][1] == document["waterfall"][-1]["need_bytes"]
-    assert [c["value"] for c in document["explained"]["choices"]] == ["fused", "chunked", "eager"]
+    assert [c["value"] for c in document["explained"]["choices"]] == ["none", "full"]
 
 
 @pytest.mark.parametrize("columns", ["60", "80", "120"])
@@ -82,6 +84,29 @@ def test_fewest_changes_from_today(tmp_path):
     assert best["task"]["global_batch"] == 8
     kept = json.loads(ok("plan", "--from", str(path), "--micro-batch", "4", "--no-trace", "--json"))
     assert kept["plans"][0]["job"]["strategy"]["micro_batch"] == 4
+
+
+AXOLOTL = """base_model: NousResearch/Llama-3.2-1B
+adapter: qlora
+load_in_4bit: true
+sequence_len: 2048
+micro_batch_size: 2
+gradient_accumulation_steps: 4
+optimizer: adamw_bnb_8bit
+bf16: true
+gradient_checkpointing: true
+"""
+
+
+def test_today_s_job_may_be_another_tool_s_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(AXOLOTL, encoding="utf-8")
+    document = json.loads(ok("plan", "--from", "run.yaml", "--gpu", "rtx-4090", "--no-trace", "--json"))
+    best = document["plans"][0]["job"]
+    assert best["strategy"]["framework"] == "axolotl"
+    assert best["strategy"]["optimizer"] == "adamw-8bit"
+    for command in ("plan", "estimate", "job", "trace"):
+        assert "is a configuration of axolotl, not a job" in refused(command, "run.yaml")
 
 
 def test_consumer_cards():
@@ -122,6 +147,9 @@ def test_serving_that_cannot_be_names_ways():
         (["llama-3.2-1b", "--gpu", "h100", "--explain", "colour"], "is no lever"),
         (["llama-3.2-1b", "--gpu", "h100", "--tokens", "many"], "number of tokens"),
         (["llama-3.2-1b", "--gpu", "h100", "--host-memory", "big"], "not a size"),
+        (["llama-3.2-1b", "--gpu", "h100", "--host-memory", "128"], "less than 1 GiB"),
+        (["llama-3.2-1b", "--gpu", "h100", "--top", "21"], "from 1 to 20"),
+        (["llama-3.2-1b", "--gpu", "h100", "--risk", "20%"], "above 0"),
         (["llama-3.2-1b", "--gpu", "h100", "--objective", "changes"], "today's job"),
         (["llama-3.2-1b", "--gpu", "h100", "--from", "none.toml"], "are given"),
         (["--from", "none.toml"], "no such file"),

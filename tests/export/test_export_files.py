@@ -17,7 +17,7 @@ from memfit.cli.app import app
 from memfit.errors import InputFileError, JobErrors, MemfitError
 from memfit.export import NAMES, File, export, target
 from memfit.export.folder import write_files
-from memfit.export.importing import READABLE
+from memfit.export.importing import READABLE, import_files
 from memfit.export.modules import parse_module
 from memfit.export.reading import Source
 from memfit.export.text import Setting, scalar, tree, yaml
@@ -241,6 +241,19 @@ def test_import_and_estimate_on_the_command_line(tmp_path):
     assert run("estimate", "--from", "axolotl").exit_code == 2
     assert run("estimate", "-", stdin="{").exit_code == 2
     assert run("estimate", "-", stdin="- 1").exit_code == 2
+
+
+def test_what_a_configuration_leaves_open_is_said(tmp_path):
+    path = tmp_path / "axolotl.yaml"
+    path.write_text("base_model: ${MODEL}\nadapter: lora\nmicro_batch_size: 2\nsequence_len: 1024\n", encoding="utf-8")
+    found = run("import", path)
+    assert found.exit_code == 0
+    assert "`base_model` = ${MODEL} was not understood" in found.stderr
+    assert "the model is not stated" in found.stderr
+    path.write_text("model: {_component_: torchtune.x}\noutput_dir: x\nlearning_rate: 1\n", encoding="utf-8")
+    assert "a configuration of torchtune, which is not read" in run("import", path).stderr
+    assert import_files(path, of="LLaMA_Factory").targets == (target("llama-factory"),)
+    assert run("estimate", "-", stdin="model: llama-3.1-8b").stderr.count("hint: write a table [model]") == 1
 
 
 # ---- hostile configurations ------------------------------------------------------------------------------------------

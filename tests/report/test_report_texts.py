@@ -176,6 +176,9 @@ def test_next_command():
     # A change of 8 GiB would do: there is no need for the larger ones.
     assert next_command(tight(), "memfit estimate x") == "memfit estimate x --offload optimizer"
     assert next_command(make(capacity=None), "memfit estimate x") == "memfit estimate x --gpu 8xh100"
+    # What is stated anew is not stated twice.
+    told = "memfit estimate x --loss eager -b 2 --loss=chunked 'a b.toml'"
+    assert next_command(not_fitting(), told) == "memfit estimate x -b 2 'a b.toml' --loss fused"
 
 
 def swept(values, sizes, capacity=80 * GIB, field="task.seq_len"):

@@ -47,6 +47,8 @@ def command(
     asked = given(ctx, None)
     found = import_files(files, of=of, overrides=asked.overrides)
     if not quiet:
+        if found.job.model.name is None and found.job.model.config is None:
+            click.echo("warning: the model is not stated: --model names it", err=True)
         for warning in found.warnings:
             click.echo(f"warning: {warning}", err=True)
     emit(dumps(found.job, "json" if as_json else "yaml" if yaml else "toml"))

@@ -112,6 +112,22 @@ def flag_hint(typed: str, possibilities: Iterable[str]) -> str | None:
     return f"did you mean `{near[0]}`?" if near else None
 
 
+class ForeignFileError(InputFileError):
+    """A configuration of another tool where a job is expected.
+
+    Attributes:
+        tool: what `memfit import` calls it.
+    """
+
+    def __init__(self, source: str, tool: str) -> None:
+        self.tool = tool
+        name = source[:200]
+        hint = f"`memfit import {name}` makes a job of it; `memfit estimate {name} --from {tool}` takes it as it is"
+        if source == "-":
+            name, hint = "standard input", "`memfit import FILE` makes a job of a file"
+        super().__init__(f"`{name}` is a configuration of {tool}, not a job", hint=hint)
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """A job as the command line gives it.
@@ -153,7 +169,7 @@ def given(ctx: click.Context, source: str | None) -> Given:
     """What was given: the positional argument and the flags of ``ctx``.
 
     Raises:
-        InputFileError: the job file is missing or is not one.
+        InputFileError: the job file is missing or is not one; a ForeignFileError when another tool's is.
         click.UsageError: the model is given twice.
     """
     overrides, flags = {}, {}
@@ -173,6 +189,8 @@ def given(ctx: click.Context, source: str | None) -> Given:
                 raise hinted(text, "leave one of them out", ctx)
             overrides = {"model.name": source, **overrides}
             flags["model.name"] = source[:60] if source.isprintable() else "MODEL"
+        elif document and not document.keys() & {*SECTIONS, "schema"} and (tool := _tool_of(document)):
+            raise ForeignFileError(source, tool)
     return Given(document, overrides, ctx.params.get("as_family"), flags)
 
 
@@ -196,6 +214,16 @@ def imported(ctx: click.Context, source: str, of: str) -> Given:
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
     return replace(flags, document=to_dict(found.job), overrides={})
+
+
+def _tool_of(document: Mapping[str, Any]) -> str | None:
+    """The tool that a document is a configuration of, None when its keys do not tell."""
+    from memfit.export.importing import recognise
+
+    try:
+        return recognise(document, "it").name
+    except InputFileError:
+        return None
 
 
 def _document(source: str) -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memfit.cli.jobs import Given, given, job_command
+from memfit.cli.jobs import ForeignFileError, Given, given, imported, job_command
 from memfit.cli.output import UsageFaultError, emit, hinted, make_page
 from memfit.errors import MemfitError
 
@@ -133,7 +133,11 @@ def _request(ctx: click.Context, source: str | None, options: Mapping[str, Any])
 
 
 def _today(ctx: click.Context, path: str) -> Given:
-    found = given(click.Context(ctx.command), path)
+    bare = click.Context(ctx.command)
+    try:
+        found = given(bare, path)
+    except ForeignFileError as error:
+        return imported(bare, path, error.tool)
     if found.document is None:
         raise hinted(f"`{path[:60]}` is not a job file", "--from takes a .toml, .yaml or .json job", ctx)
     return found
@@ -186,14 +190,17 @@ def _tokens(text: str | None) -> int | None:
 
 
 def _size(text: str | None) -> int | None:
-    from memfit.units import parse_bytes
+    from memfit.units import GIB, parse_bytes
 
     if text is None:
         return None
     try:
-        return parse_bytes(text)
+        size = parse_bytes(text)
     except ValueError as error:
         raise UsageFaultError(f"`--host-memory {text[:40]}`: {error}") from None
+    if size < GIB:
+        raise UsageFaultError(f"`--host-memory {text[:40]}` is less than 1 GiB", hint="write 128GiB")
+    return size
 
 
 def _format(out: str | None, *, force: bool) -> str:

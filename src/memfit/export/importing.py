@@ -20,6 +20,7 @@ from memfit.readers import FORMATS, read_text, read_tree, show_path
 MAX_BYTES = 1 << 20
 READABLE = ("accelerate", "transformers", "trl", "deepspeed", "axolotl", "llama-factory", "torchtitan")
 """Targets whose configurations are read."""
+_READ = f"read are {', '.join(READABLE)}"
 _ORDER = ("axolotl", "llama-factory", "accelerate", "torchtitan", "trl", "transformers", "deepspeed")
 """The order in which files are recognised: the more particular first."""
 
@@ -40,12 +41,15 @@ class Imported:
 
 
 def import_files(
-    paths: Sequence[str | os.PathLike[str]], *, of: str | None = None, overrides: Mapping[str, Any] | None = None
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    of: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Imported:
     """Reads one configuration, or several that belong together.
 
     Args:
-        paths: files; the first wins where two speak of the same field.
+        paths: a file, or several; the first wins where two speak of the same field.
         of: name of the tool; found by the keys of each file unless stated.
         overrides: job fields as flags give them; they win over the files.
 
@@ -53,13 +57,14 @@ def import_files(
         InputFileError: a file is missing, too large, not what it claims to be, or of no known tool.
         JobErrors: what the files say contradicts itself.
     """
+    of = of if of is None else {name.replace("-", ""): name for name in READABLE}.get(_letters(of), of)
     if of is not None and of not in READABLE:
         known = ", ".join(READABLE)
         message = f"configurations of {of} are not read" if of in NAMES else f"unknown tool `{of[:60]}`"
         raise MemfitError(message, hint=f"one of {known}")
     whole = Found()
     tools = []
-    for path in paths:
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         tree = _tree(path)
         tool = target(of) if of is not None else recognise(tree, show_path(path))
         assert tool.read is not None
@@ -81,6 +86,8 @@ def recognise(tree: Any, name: str) -> Target:
         return target("torchtitan")
     if isinstance(tree, Mapping):
         keys = frozenset(tree)
+        if any(isinstance(value, Mapping) and "_component_" in value for value in tree.values()):
+            raise InputFileError(f"{name} is a configuration of torchtune, which is not read", hint=_READ)
         for which in _ORDER:
             tool = target(which)
             if not tool.never & keys and any(mark <= keys for mark in tool.marks):
@@ -89,6 +96,11 @@ def recognise(tree: Any, name: str) -> Target:
             raise InputFileError(f"{name} is a job already", hint="give it to estimate or export as it is")
     hint = f"--from says which: {', '.join(READABLE)}"
     raise InputFileError(f"{name} is of no tool that is known by its keys", hint=hint)
+
+
+def _letters(name: str) -> str:
+    """A tool's name without what people write differently: ``LLaMA_Factory`` is ``llamafactory``."""
+    return name.strip().lower().replace("-", "").replace("_", "")
 
 
 def _tree(path: str | os.PathLike[str]) -> Any:

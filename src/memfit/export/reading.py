@@ -135,9 +135,9 @@ class Keys:
         return None
 
     def text(self, *keys: str) -> str | None:
-        """A text; other values are reported."""
+        """A text; other values are reported, and those that another file or the environment fills in."""
         value = self.take(*keys)
-        if value is None or isinstance(value, str):
+        if value is None or (isinstance(value, str) and "${" not in value):
             return value or None
         self.odd(keys[0], value)
         return None

@@ -17,6 +17,8 @@ _IDLE = {  # names that have no effect in a job of the kind
     "train": SERVE_ONLY,
     "serve": TRAIN_ONLY,
 }
+_MEANT = {"task.seq_len": ": `task.context` is its length", "task.context": ": `task.seq_len` is its length"}
+"""What was likely meant by a field without effect."""
 
 
 def faults(v: Mapping[str, Any]) -> list[JobError]:
@@ -128,7 +130,7 @@ def warnings(v: Mapping[str, Any], stated: Mapping[str, Any]) -> tuple[str, ...]
     kind = v["kind"]
     if not _IDLE[kind].isdisjoint(stated):
         idle = [BY_NAME[name].path for name in stated if name in _IDLE[kind]]
-        found += [f'`{path}` has no effect when kind = "{kind}"' for path in idle]
+        found += [f'`{path}` has no effect when kind = "{kind}"{_MEANT.get(path, "")}' for path in idle]
     if kind == "train":
         _train_warnings(v, stated, found)
     if "gpus_per_node" in stated and v["gpus"] > v["gpus_per_node"] and v["gpus"] % v["gpus_per_node"]:

@@ -103,6 +103,8 @@ def _document(source: Any) -> Mapping[str, Any]:
         return source
     if not isinstance(source, str | os.PathLike):
         raise JobErrors([JobError("job", f"{show(source)} is neither a path nor a table")])
+    if isinstance(source, str) and not os.path.splitext(source)[1] and not os.path.exists(source):  # noqa: PTH110, PTH122
+        raise InputFileError(f"no such file: {show_path(source)}", hint=f"a model is named: model={source[:60]!r}")
     document = read_tree(source, limit=MAX_JOB_BYTES)
     if document is None:
         return {}

@@ -43,7 +43,9 @@ def parse(mapping: Mapping[str, Any]) -> Job:
                 lora = _lora(value["lora"], errors)
             sections[key] = _section(key, value, errors)
         elif value is not None:
-            errors.append(JobError(key, f"{show(value)} is not a table", value=value))
+            inside = 'name = "llama-3.1-8b"' if key == "model" else f"{', '.join(list(BY_SECTION[key])[:3])}, ..."
+            hint = f"write a table [{key}] with {inside}"
+            errors.append(JobError(key, f"{show(value)} is not a table", value=value, hint=hint))
     model, task = sections.get("model", {}), sections.get("task", {})
     strategy, hardware = sections.get("strategy", {}), sections.get("hardware", {})
     if lora is not None:

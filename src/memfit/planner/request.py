@@ -78,12 +78,11 @@ class Request:
             MemfitError: a number out of bounds, an unknown word.
         """
         if not 0 < self.risk <= MOST_RISK:
-            raise JobError(
-                "risk", "must be a probability of running out of memory", value=self.risk,
-                bound=f"above 0, at most {MOST_RISK:g}", hint="1% is the default; 0.1% is careful",
-            )  # fmt: skip
+            message = f"must be a probability of running out of memory, above 0 and at most {MOST_RISK:.0%}"
+            bound = f"above 0, at most {MOST_RISK:g}"
+            raise JobError("risk", message, value=self.risk, bound=bound, hint="1% is the default; 0.1% is careful")
         if not 1 <= self.top <= 20:
-            raise JobError("top", "must be a number of plans", value=self.top, bound="1 to 20")
+            raise JobError("top", "must be a number of plans from 1 to 20", value=self.top, bound="1 to 20")
         if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
             raise JobError("budget", "must be dollars an hour for all GPUs", value=self.budget, bound="above 0")
         if self.objective not in OBJECTIVES:

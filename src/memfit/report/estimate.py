@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,21 @@ def flags(fields: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
+def _without(command: str, fields: Mapping[str, Any]) -> str:
+    """The command line without the flags of these fields, which are to be stated anew."""
+    specs = [spec for name in fields if (spec := BY_NAME.get(name)) is not None]
+    told = {flag: spec.type != "bool" for spec in specs for flag in spec.flags}
+    told |= {flag.replace("--", "--no-", 1): False for flag, takes in told.items() if not takes}
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag not in told:
+            kept.append(word)
+        elif told[flag] and "=" not in word:
+            next(words, None)
+    return shlex.join(kept)
+
+
 def next_command(estimate: Estimate, command: str) -> str:
     """What to run next: name a card, take the best change, or see how far the job stretches."""
     if estimate.capacity_bytes is None:
@@ -201,6 +217,6 @@ def next_command(estimate: Estimate, command: str) -> str:
         room = need_of(estimate).high - estimate.capacity_bytes
         enough = [c for c in helpful if -c.delta_bytes >= room]
         best = enough[-1] if enough else helpful[0]  # the smallest change that is enough
-        return f"{command} {flags(best.fields)}"
+        return f"{_without(command, best.fields)} {flags(best.fields)}"
     axis = "concurrency=1..64" if estimate.resolved.values["kind"] == "serve" else "micro_batch=1..64"
     return f"{command} --sweep {axis}"

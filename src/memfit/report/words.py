@@ -140,7 +140,7 @@ def _degrees(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("dp", "tp", "pp", "cp", "ep"):
         if v[name] > 1:
             yield name, f"{name} {v[name]}"
-    if v["zero"]:
+    if v["zero"] and v["kind"] == "train":
         yield "zero", f"zero {v['zero']}"
 
 
