@@ -221,6 +221,7 @@ def test_ep_may_span_data_context_and_tensor_ranks():
         ("`strategy.virtual_pp` has no effect with pp_schedule", {"pp": 2, "virtual_pp": 2, "pp_schedule": "1f1b"}),
         ('is plain "1f1b"', {"pp": 2, "virtual_pp": 1, "pp_schedule": "interleaved"}),
         ("`strategy.pp_schedule` has no effect with pp = 1", {"pp_schedule": "dualpipe"}),
+        ('method "grpo" is the training step alone', {"method": "grpo"}),
         ("`strategy.zero` shards nothing with dp = 1", {"zero": 3}),
         ("`strategy.dp_shard` has no effect with zero = 0", {"gpus": 8, "dp_shard": 4}),
         ("`strategy.reshard` has no effect without zero = 3", {"reshard": False}),

@@ -395,6 +395,15 @@ def test_a_model_with_few_positions_is_planned_for_those():
 def test_kernels_that_the_card_lacks_are_not_planned():
     found = ask({"model": "llama-3.2-1b", "gpu": "t4", "method": "lora", "seq_len": 1024})
     assert {one.job.strategy.attention for one in found.plans} == {"sdpa"}
+    older = ask({"model": "gpt2", "gpu": "gtx-1080-ti", "seq_len": 512})
+    assert {(one.job.strategy.attention, one.job.strategy.compile) for one in older.plans} == {("sdpa", False)}
+
+
+def test_the_way_to_a_plan_has_no_step_that_its_framework_lacks():
+    found = ask({"model": "llama-3.1-8b", "gpu": "8xrtx-4090", "method": "lora", "global_batch": 64})
+    assert "activations" in found.best.job.strategy.offload
+    levers = [step.lever for step in found.waterfall]
+    assert levers.index("checkpointing") < levers.index("offload")
 
 
 @pytest.mark.parametrize(

@@ -235,11 +235,12 @@ def _other_kind(plan: Plan) -> JobError:
 def _card(answer: Estimate) -> Iterator[str]:
     """What the card cannot do of what is written."""
     gpu, attention = answer.resolved.gpu, answer.job.strategy.attention
-    if gpu is not None and gpu.vendor == "nvidia" and "bf16" not in gpu.flops:
-        if attention == "flash":
-            yield f"FlashAttention needs Ampere or newer, which {gpu.title} is not: attention = sdpa"
-        if str(answer.job.strategy.precision).startswith("bf16"):
-            yield f"{gpu.title} does not multiply in bf16: precision = fp16-mixed"
+    if gpu is None or gpu.compute_capability is None:
+        return
+    if attention == "flash" and gpu.compute_capability < (8, 0):
+        yield f"FlashAttention needs Ampere or newer, which {gpu.title} is not: attention = sdpa"
+    if str(answer.job.strategy.precision).startswith("bf16") and "bf16" not in gpu.flops:
+        yield f"{gpu.title} does not multiply in bf16: precision = fp16-mixed"
 
 
 def _identified(values: Mapping[str, Any]) -> dict[str, Any]:

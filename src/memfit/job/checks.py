@@ -144,6 +144,10 @@ def _train_warnings(v: Mapping[str, Any], stated: Mapping[str, Any], found: list
         found.append(f'`task.lora` has no effect with method = "{method}"')
     if "trainable" in stated and method != "freeze":
         found.append(f'`task.trainable` has no effect with method = "{method}"')
+    if method == "grpo":
+        found.append(
+            'method "grpo" is the training step alone: rollouts and the engine that makes them are not counted'
+        )
     if method == "freeze" and "trainable" not in stated:
         found.append(f"`task.trainable` is not stated: assumed that the last {v['trainable']} layers are trained")
     low_bit = not isinstance(v["weights"], str) or v["weights"] in LOW_BIT_WEIGHTS

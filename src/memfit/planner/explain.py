@@ -9,6 +9,7 @@ from typing import Any
 from memfit import speed
 from memfit.formula import arrays
 from memfit.planner import levers
+from memfit.planner.capabilities import excluded
 from memfit.planner.changes import changed
 from memfit.planner.planning import Found, today_values
 from memfit.planner.plans import Plan
@@ -91,7 +92,9 @@ def waterfall(found: Found) -> tuple[Step, ...]:
         for lever in left:
             after = _apply(space, values, target, lever, last=len(left) == 1)
             tried.append((figures(space, after, found.request.calibration), lever, after))
-        (new_need, new_seconds), lever, after = min(tried, key=lambda t: (t[0][0], t[0][1], t[1]))
+        # A way that the framework does not have is no step, unless only such steps are left.
+        able = [t for t in tried if excluded(space.cap.name, space.base.values["method"], t[2]) is None]
+        (new_need, new_seconds), lever, after = min(able or tried, key=lambda t: (t[0][0], t[0][1], t[1]))
         names = levers.GROUPS[lever]
         fields = {n: (values[n], after[n]) for n in names if values[n] != after[n]}
         steps.append(

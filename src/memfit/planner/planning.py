@@ -162,14 +162,15 @@ def _assumed(job: Job, gpus: int) -> tuple[Job, tuple[str, ...]]:
 
 def _narrowed(space: Space, gpu: Gpu) -> Space:
     """The space without kernels that the model or the card does not have, where others are left."""
-    values = dict(space.values)
-    if "attention" not in space.fixed and gpu.vendor == "nvidia" and "bf16" not in gpu.flops:
-        # FlashAttention wants Ampere, which brought bf16 too.
-        values["attention"] = tuple(v for v in values["attention"] if v != "flash") or values["attention"]
-    if "loss" not in space.fixed and space.base.arch.kind in ("encoder", "seq2seq"):
-        # Fused and chunked losses are of next tokens.
-        values["loss"] = tuple(v for v in values["loss"] if v == "eager") or values["loss"]
-    return replace(space, values=values)
+    lacks: dict[str, tuple[Any, ...]] = {"attention": (), "compile": (), "loss": ()}
+    if gpu.vendor == "apple" or (gpu.compute_capability or (99, 0)) < (8, 0):
+        lacks["attention"] = ("flash",)  # FlashAttention wants Ampere
+    if gpu.vendor == "apple" or (gpu.compute_capability or (99, 0)) < (7, 0):
+        lacks["compile"] = (True,)  # the compiler writes Triton's kernels, which want Volta
+    if space.base.arch.kind in ("encoder", "seq2seq"):
+        lacks["loss"] = ("fused", "chunked", "compiled")  # losses of next tokens
+    left = {n: tuple(v for v in space.values[n] if v not in gone) for n, gone in lacks.items() if n not in space.fixed}
+    return replace(space, values={**space.values, **{n: values for n, values in left.items() if values}})
 
 
 def _catalog_name(job: Job) -> str | None:
