@@ -162,7 +162,9 @@ def _assumed(job: Job, gpus: int) -> tuple[Job, tuple[str, ...]]:
 
 def _narrowed(space: Space, gpu: Gpu) -> Space:
     """The space without kernels that the model or the card does not have, where others are left."""
-    lacks: dict[str, tuple[Any, ...]] = {"attention": (), "compile": (), "loss": ()}
+    lacks: dict[str, tuple[Any, ...]] = {"attention": (), "compile": (), "loss": (), "zero": ()}
+    if gpu.vendor == "apple":
+        lacks["zero"] = (1, 2, 3)  # neither DeepSpeed nor FSDP runs there
     if gpu.vendor == "apple" or (gpu.compute_capability or (99, 0)) < (8, 0):
         lacks["attention"] = ("flash",)  # FlashAttention wants Ampere
     if gpu.vendor == "apple" or (gpu.compute_capability or (99, 0)) < (7, 0):
