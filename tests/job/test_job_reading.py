@@ -274,7 +274,7 @@ def test_more_gpus_than_any_number_is_a_name():
 def test_sources_of_other_kinds():
     with pytest.raises(JobErrors):
         job.load(3)
-    with pytest.raises(InputFileError, match="not a known kind"):
+    with pytest.raises(InputFileError, match="no such file"):
         job.load("llama-3.1-8b")
 
 

@@ -305,11 +305,15 @@ def test_a_host_that_is_too_small_is_named_with_one_that_is_not():
 
 
 def test_nothing_is_offloaded_where_card_and_host_share_their_memory():
-    fields = {"model": "llama-3.2-1b", "gpu": "m3-max-128gb", "seq_len": 2048, "global_batch": 8}
-    assert all(not one.job.strategy.offload for one in ask(fields).plans)
-    too_large = ask({**fields, "model": "llama-3.1-8b"}).impossible
+    for gpu, zero in (("m3-max-128gb", {0}), ("dgx-spark", {0, 1, 2, 3})):
+        fields = {"model": "llama-3.2-1b", "gpu": gpu, "seq_len": 2048, "global_batch": 8}
+        plans = ask(fields).plans
+        assert plans
+        assert all(not one.job.strategy.offload for one in plans)
+        assert {one.job.strategy.zero for one in plans} <= zero
+        too_large = ask({**fields, "model": "llama-3.1-8b"}).impossible
+        assert any(w.flags.startswith("--gpu 2x") for w in too_large.ways) is (gpu == "dgx-spark")
     assert "nothing can be offloaded" in too_large.reason
-    assert not any(w.flags.startswith("--gpu 2x") for w in too_large.ways)
 
 
 def test_a_margin_that_is_too_wide_is_the_reason():

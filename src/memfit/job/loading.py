@@ -13,7 +13,7 @@ from memfit.job.completing import complete
 from memfit.job.fields import BY_NAME, BY_PATH, SECTIONS
 from memfit.job.parsing import hint_for, parse
 from memfit.job.types import Job
-from memfit.readers import read_tree, show_path
+from memfit.readers import FORMATS, read_tree, show_path
 
 MAX_JOB_BYTES = 4 << 20  # a job may carry a whole config.json
 
@@ -103,9 +103,12 @@ def _document(source: Any) -> Mapping[str, Any]:
         return source
     if not isinstance(source, str | os.PathLike):
         raise JobErrors([JobError("job", f"{show(source)} is neither a path nor a table")])
-    if isinstance(source, str) and not os.path.splitext(source)[1] and not os.path.exists(source):  # noqa: PTH110, PTH122
-        raise InputFileError(f"no such file: {show_path(source)}", hint=f"a model is named: model={source[:60]!r}")
-    document = read_tree(source, limit=MAX_JOB_BYTES)
+    try:
+        document = read_tree(source, limit=MAX_JOB_BYTES)
+    except InputFileError as error:
+        if isinstance(source, str) and not source.lower().endswith(tuple(FORMATS)):
+            error.hint = "a job is a .toml, .yaml or .json file; a model is named by model=..."
+        raise
     if document is None:
         return {}
     if not isinstance(document, Mapping):

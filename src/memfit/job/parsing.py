@@ -79,14 +79,16 @@ def _section(section: str, table: Mapping[Any, Any], errors: list[JobError]) -> 
 
 
 def _lora(value: Any, errors: list[JobError]) -> Lora | None:
-    if isinstance(value, Mapping):
-        return Lora(**_section("task.lora", value, errors))
     spec = BY_SECTION["task.lora"]["rank"]
     try:
+        if isinstance(value, str) and value.lstrip().startswith("{"):  # as the flag gives a table
+            value = COERCE["mapping"](spec, value)
+        if isinstance(value, Mapping):
+            return Lora(**_section("task.lora", value, errors))
         return Lora(rank=COERCE["int"](spec, value))
     except BadValueError:
-        message = f"{show(value)} is neither a table nor a rank"
-        errors.append(JobError("task.lora", message, value=value, hint="write { rank = 16, targets = [...] }"))
+        message, hint = f"{show(value)} is neither a table nor a rank", "write 16, or a table with rank, targets, alpha"
+        errors.append(JobError("task.lora", message, value=value, hint=hint))
         return None
 
 

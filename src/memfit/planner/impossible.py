@@ -227,8 +227,9 @@ def _more(request: Request, field: Field) -> Iterator[WayOut]:
     own = field.option
     if own.gpu.vendor == "apple":
         return  # nothing trains over several of them
-    counts = [own.gpus << k for k in range(1, (_MOST_GPUS // own.gpus).bit_length())]
-    count = _smallest(counts, lambda gpus: _possible(request, replace(own, gpus=gpus)))
+    counts = (own.gpus << k for k in range(1, (_MOST_GPUS // own.gpus).bit_length()))
+    # One by one: of the batch that is stated, not every number of GPUs has its share.
+    count = next((n for n in counts if _possible(request, replace(own, gpus=n))), None)
     if count is not None:
         yield WayOut(what=f"{count} GPUs instead of {own.gpus}", flags=f"--gpu {count}x{own.gpu.name}")
 

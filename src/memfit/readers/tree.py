@@ -37,5 +37,7 @@ def read_tree(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> Any:
     name = show_path(path)
     fmt = FORMATS.get(PurePath(os.fsdecode(path)).suffix.lower())
     if fmt is None:
+        if not os.path.lexists(path):
+            raise InputFileError(f"no such file: {name}", hint=f"read are {', '.join(FORMATS)}")
         raise InputFileError(f"{name}: not a known kind of file", hint=f"one of {', '.join(FORMATS)}")
     return parse_text(read_text(path, limit=limit), fmt, name)
