@@ -105,6 +105,12 @@ def test_today_s_job_may_be_another_tool_s_configuration(tmp_path, monkeypatch):
     best = document["plans"][0]["job"]
     assert best["strategy"]["framework"] == "axolotl"
     assert best["strategy"]["optimizer"] == "adamw-8bit"
+    # What the file leaves open is as the flags say: four cards have four times the batch of one.
+    assert best["task"]["global_batch"] == 8
+    several = json.loads(ok("plan", "--from", "run.yaml", "--gpu", "4xrtx-4090", "--no-trace", "--json"))
+    assert several["plans"][0]["job"]["task"]["global_batch"] == 32
+    (tmp_path / "titan.toml").write_text("[model]\nname = 'x'\n[training]\n[parallelism]\n", encoding="utf-8")
+    assert "of torchtitan, not a job" in refused("estimate", "titan.toml")
     for command in ("plan", "estimate", "job", "trace"):
         assert "is a configuration of axolotl, not a job" in refused(command, "run.yaml")
 

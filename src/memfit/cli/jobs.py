@@ -189,7 +189,7 @@ def given(ctx: click.Context, source: str | None) -> Given:
                 raise hinted(text, "leave one of them out", ctx)
             overrides = {"model.name": source, **overrides}
             flags["model.name"] = source[:60] if source.isprintable() else "MODEL"
-        elif document and not document.keys() & {*SECTIONS, "schema"} and (tool := _tool_of(document)):
+        elif tool := _tool_of(document):
             raise ForeignFileError(source, tool)
     return Given(document, overrides, ctx.params.get("as_family"), flags)
 
@@ -218,12 +218,16 @@ def imported(ctx: click.Context, source: str, of: str) -> Given:
 
 def _tool_of(document: Mapping[str, Any]) -> str | None:
     """The tool that a document is a configuration of, None when its keys do not tell."""
+    ours = document.keys() & {*SECTIONS, "schema"}
+    if len(ours) == len(document):
+        return None
     from memfit.export.importing import recognise
 
     try:
-        return recognise(document, "it").name
+        tool = recognise(document, "it").name
     except InputFileError:
         return None
+    return tool if not ours or tool == "torchtitan" else None  # torchtitan's tables have a [model] too
 
 
 def _document(source: str) -> Mapping[str, Any] | None:

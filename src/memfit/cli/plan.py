@@ -111,12 +111,13 @@ def _request(ctx: click.Context, source: str | None, options: Mapping[str, Any])
         raise hinted("no model is given", "for example `memfit plan llama-3.1-8b --gpu 8xh100`", ctx)
     now = None
     if today is not None:
-        now = _today(ctx, today)
-        job = Given(now.document, job.overrides, job.family, job.flags)
+        found = _today(ctx, today)
+        job = Given(found.document, job.overrides, job.family, job.flags)
+        now = found.job({path: value for path, value in job.overrides.items() if _open(found.document, path)})
     objective: Any = options["objective"] or ("changes" if today is not None else "time")
     return Request(
         job=job.job(),
-        today=None if now is None else now.job(),
+        today=now,
         keep=frozenset(path.rpartition(".")[2] for path in job.overrides),
         objective=objective,
         allow=frozenset(w.strip() for text in options["allow"] for w in text.split(",") if w.strip()),
@@ -141,6 +142,12 @@ def _today(ctx: click.Context, path: str) -> Given:
     if found.document is None:
         raise hinted(f"`{path[:60]}` is not a job file", "--from takes a .toml, .yaml or .json job", ctx)
     return found
+
+
+def _open(document: Mapping[str, Any] | None, path: str) -> bool:
+    """Whether today's job leaves open a fact that a flag states: its model, or what it runs on."""
+    section, _, leaf = path.partition(".")
+    return section in ("model", "hardware") and ((document or {}).get(section) or {}).get(leaf) is None
 
 
 def _share(text: str) -> float:
