@@ -112,6 +112,18 @@ def test_layers_of_a_vision_model_are_its_decoder_s():
     assert space["layers_of"](model) is model.text.layers
 
 
+@pytest.mark.parametrize("name", ["megatron", "megatron-bridge"])
+def test_stages_of_unequal_length_are_spelled_out(name):
+    fields = {"model": "llama-3.1-405b", "gpu": "512xh100", "tp": 8, "pp": 16, "zero": 1, "sequence_parallel": True}
+    text = "".join(file.text for file in export(job(**fields, loss="compiled"), name).files)
+    layout = re.search(r"E[t|]+L", text).group()
+    stages = layout.strip("EL").split("|")
+    assert (len(stages), sum(map(len, stages))) == (16, 126)
+    assert set(map(len, stages)) == {7, 8}
+    even = export(job(**{**fields, "model": "llama-3.1-70b"}, loss="compiled"), name)
+    assert all("layout" not in file.text for file in even.files)
+
+
 def test_what_an_old_card_lacks_is_said():
     answer = export(job(model="qwen3-0.6b", gpu="t4", method="qlora"), "transformers")
     assert any("FlashAttention" in text for text in answer.warnings)

@@ -10,6 +10,7 @@ from memfit.export.levers import Rule, cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
 from memfit.export.text import Setting, commented, header, shell
+from memfit.formula.schedule import split_layers
 from memfit.models import Block, Mlp, Moe
 
 BACKENDS: Mapping[str, str] = {"flash": "flash", "eager": "unfused"}
@@ -53,8 +54,8 @@ def check(plan: Plan) -> Iterator[JobError]:
     if plan.pp > 1 and plan.pp_schedule == "1f1b" and plan.virtual_pp > 1:
         yield cannot("strategy.virtual_pp", plan.virtual_pp, tool, why="several stages a GPU are interleaved")
     layers, stages = plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp
-    if layers % stages:
-        yield cannot("strategy.pp", plan.pp, tool, why=f"{layers} layers do not divide by {stages} stages")
+    if layers < stages:
+        yield cannot("strategy.pp", plan.pp, tool, why=f"{layers} layers are fewer than {stages} stages")
     if plan.pp_schedule == "interleaved" and plan.grad_accum % plan.pp:
         why = f"interleaving needs a multiple of pp {plan.pp} micro-batches"
         yield cannot("strategy.grad_accum", plan.grad_accum, tool, why=why)
@@ -73,6 +74,11 @@ def check(plan: Plan) -> Iterator[JobError]:
         yield cannot("strategy.reshard", False, tool)
 
 
+def uneven(plan: Plan) -> bool:
+    """The layers do not divide by the stages: their layout is spelled out."""
+    return bool(plan.arch.decoder.num_layers % (plan.pp * plan.virtual_pp))
+
+
 def core(plan: Plan) -> dict[str, list[Setting]]:
     """The levers as fields of Megatron-Core's configurations: ``model``, ``optimizer``, ``ddp``."""
     model = [
@@ -82,6 +88,11 @@ def core(plan: Plan) -> dict[str, list[Setting]]:
         Setting("expert_model_parallel_size", plan.ep, plan.origin("ep")),
         Setting("sequence_parallel", plan.sequence_parallel, plan.note("sequence_parallel")),
     ]
+    if uneven(plan):
+        parts = split_layers(plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp)
+        layout = "|".join("t" * (stop - start) for start, stop in parts)
+        why = "layers of each stage, the longer ones first, as the estimate assumes"
+        model.append(Setting("pipeline_model_parallel_layout", f"E{layout}L", why))
     if plan.checkpointing == "full":
         model += [
             Setting("recompute_granularity", "full", plan.note("checkpointing")),
@@ -222,7 +233,7 @@ def _arguments(settings: list[Setting]) -> list[str]:
 def _groups(plan: Plan) -> dict[str, list[Setting]]:
     levers = core(plan)
     model = list(levers["model"])
-    if plan.virtual_pp > 1:
+    if plan.virtual_pp > 1 and not uneven(plan):
         per = plan.arch.decoder.num_layers // (plan.pp * plan.virtual_pp)
         model.append(Setting("num_layers_per_virtual_pipeline_stage", per, f"{plan.virtual_pp} stages on each GPU"))
     model.append(Setting("attention_backend", BACKENDS[plan.attention], plan.note("attention")))
