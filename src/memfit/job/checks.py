@@ -19,6 +19,12 @@ _IDLE = {  # names that have no effect in a job of the kind
 }
 _MEANT = {"task.seq_len": ": `task.context` is its length", "task.context": ": `task.seq_len` is its length"}
 """What was likely meant by a field without effect."""
+_NOT_COUNTED = {
+    "cpu_layers": "is not counted: the estimate has all layers on the card",
+    "memory_fraction": "is not counted: the estimate is what the model needs, not the engine's pool",
+    "graphs": "is not counted: what CUDA graphs hold comes on top",
+}
+"""Settings of serving that the estimate does not follow."""
 
 
 def faults(v: Mapping[str, Any]) -> list[JobError]:
@@ -133,6 +139,8 @@ def warnings(v: Mapping[str, Any], stated: Mapping[str, Any]) -> tuple[str, ...]
         found += [f'`{path}` has no effect when kind = "{kind}"{_MEANT.get(path, "")}' for path in idle]
     if kind == "train":
         _train_warnings(v, stated, found)
+    else:
+        found += [f"`strategy.{name}` {why}" for name, why in _NOT_COUNTED.items() if stated.get(name)]
     if "gpus_per_node" in stated and v["gpus"] > v["gpus_per_node"] and v["gpus"] % v["gpus_per_node"]:
         found.append(f"{v['gpus']} GPUs do not fill nodes of {v['gpus_per_node']}")
     return tuple(found)
