@@ -12,6 +12,7 @@ from memfit.formula.arrays import evaluate
 from memfit.formula.schedule import distinct, in_flight, split_by_cost, split_layers, stages
 from memfit.job import from_kwargs
 from memfit.models import catalog
+from memfit.speed import step_time
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble", "dualpipe")
 degrees = st.integers(1, 12)
@@ -133,6 +134,9 @@ def test_stages_without_layers_are_no_fault(pp):
     found = estimate(model="gpt2", framework="torch", pp=pp, optimizer_in_backward=True)
     assert len(found.stages) == pp
     assert all(ledger.allocated_bytes > 0 for ledger in found.stages)
+    sharded = estimate(model="gpt2", framework="torch", pp=pp, zero=3, dp=2, gpu="a100")
+    assert all(ledger.allocated_bytes > 0 for ledger in sharded.stages)
+    assert step_time(sharded.resolved).step_s > 0
 
 
 def test_a_stage_that_trains_nothing_still_has_a_peak():
