@@ -11,7 +11,7 @@ from memfit.planner.explain import Step
 from memfit.planner.levers import WORDS
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, cells, clean, paragraph, table
-from memfit.report.words import cards, gib, job_line, percent, signed_gib, value
+from memfit.report.words import cards, gib, job_line, percent, signed_gib, split, uneven, value
 from memfit.units import GIB, format_count
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _price(plan: Plan) -> str:
 
 def _values(plan: Plan) -> Mapping[str, Any]:
     if plan.candidate is not None:
-        return plan.candidate.values
+        return {**plan.candidate.values, "pp_layers": uneven(plan.estimate.resolved)}
     strategy = plan.job.strategy
     return {n: getattr(strategy, n) for n in ("tp", "pp", "weights", "kv")}
 
@@ -153,6 +153,8 @@ def _settings(v: Mapping[str, Any]) -> Iterator[str]:
     if (v.get("pp") or 1) > 1 and v.get("pp_schedule"):
         chunks = f" x{v['virtual_pp']}" if v["virtual_pp"] > 1 else ""
         yield f"{v['pp_schedule']}{chunks}"
+        if v.get("pp_layers"):
+            yield f"layers {split(v['pp_layers'])}"
     if v.get("zero"):
         over = f" over {v['dp_shard']}" if v["dp_shard"] != v["dp"] else ""
         yield f"zero {v['zero']}{over}"
@@ -266,8 +268,14 @@ def _waterfall(page: Page, answer: Answer) -> list[str]:
 
 def _remedy(step: Step) -> str:
     name = WORDS[step.lever]
-    told = ", ".join(f"{n} {value(after)}" for n, (_, after) in step.fields.items() if n != "grad_accum")
+    told = ", ".join(_told(n, after) for n, (_, after) in step.fields.items() if n != "grad_accum")
     return f"{name}: {told}" if told else name
+
+
+def _told(name: str, item: Any) -> str:
+    if name == "pp_layers":
+        return f"layers {split(item)}" if item else "layers as the framework splits"
+    return f"{name} {value(item)}"
 
 
 def _delta(num_bytes: int) -> Cell:
@@ -342,11 +350,11 @@ def _differences(fields: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     for name, item in fields.items():
         if name in ("dp", "grad_accum") or (name == "dp_shard" and (v["dp_shard"] == v["dp"] or not v["zero"])):
             continue
-        if name in ("pp_schedule", "virtual_pp") and v["pp"] == 1:
+        if name in ("pp_schedule", "virtual_pp", "pp_layers") and v["pp"] == 1:
             continue
         if (name == "reshard" and v["zero"] < 3) or (name == "sequence_parallel" and v["tp"] == 1):
             continue
-        yield f"{name} {value(item)}"
+        yield _told(name, item)
 
 
 def _sign(amount: float) -> str:
@@ -436,7 +444,9 @@ def _checked(page: Page, answer: Answer) -> list[str]:
 def _probes(page: Page, answer: Answer) -> list[str]:
     lines = []
     for probe in answer.probes:
-        told = ", ".join(f"{n} {value(x)}" for n, x in probe.fields.items() if n not in ("dp", "grad_accum"))
+        alone = probe.fields.get("pp") == 1
+        left_out = ("dp", "grad_accum", "pp_layers") if alone else ("dp", "grad_accum")
+        told = ", ".join(_told(n, x) for n, x in probe.fields.items() if n not in left_out)
         lines += paragraph(page, f"probe first: {told or 'the plan itself'}: {probe.why}")
     return lines
 
