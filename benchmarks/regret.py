@@ -9,9 +9,9 @@ the step time and whether it fits; its pick is the smallest predicted step time 
 exact ties). LOST THROUGHPUT is 1 - tokens/s of the pick / tokens/s of the best measured; a pick that failed or ran out
 of memory loses 1, and so does "nothing fits"; a loss under 2 % counts 0. At top-3 the best of the first three counts.
 
-memfit lets a candidate pass, as ``memfit plan`` does, whose P(OOM) is at most ``--risk`` and whose reserved memory exceeds
-the card with at most that probability (else the allocator gives its cache back in every step, which is slow, and what is
-left is close to failing); where none passes, the least likely to fail is picked.
+memfit lets a candidate pass, as ``memfit plan`` does, whose P(OOM) is at most ``--risk`` and whose reserved memory
+exceeds the card with at most that probability (else the allocator gives its cache back in every step, which is slow,
+and what is left is close to failing); where none passes, the least likely to fail is picked.
 Beside it stand: random; random among those that ran; two rules that are told what runs (least tp*pp, then the largest
 micro-batch; tp up to 8 first, then the same); memfit's time model alone, told what runs; and, with ``--peers``,
 llm-analysis in an environment of its own below DIR (default ``build/peers``; Calculon is not on the package index).

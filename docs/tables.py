@@ -76,6 +76,8 @@ def _values(spec: Field) -> str:
             return f"{words}, or bits per weight"
         case "mapping" | "lora":
             return "a table"
+        case "counts":
+            return "numbers"
         case "names" | "targets":
             return "names"
         case "trainable":
@@ -248,6 +250,7 @@ _ROWS = {
     "inputs_grad": "with frozen weights the embedding output requires a gradient",
     "reference": "DPO keeps a second, frozen model",
     "balance_cost": "pipeline stages have equal cost, not equal numbers of layers",
+    "pipeline_ends": "layers that embedding and head count as where layers are spread over pipeline stages",
     "bucket": "bytes per parameter of a resident gradient bucket",
 }
 
@@ -280,7 +283,7 @@ def _plain(prof: profiles.Profile) -> dict[str, Any]:
     if prof.modules == "transformers":  # rows of own modules say nothing here
         left_out |= {"norm_code", "rope_cat", "pad_qkv", "dropouts"}
     fields = {f: getattr(prof, f) for f in prof.__slots__ if f not in left_out}
-    return {k: v for k, v in fields.items() if v not in (False, 0, 0.0, "")}
+    return {k: v for k, v in fields.items() if v not in (False, 0, 0.0, "", (0, 0))}
 
 
 def _rows_of(kind: str, find: Any) -> str:

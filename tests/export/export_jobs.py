@@ -65,6 +65,7 @@ _OTHERS: Mapping[str, tuple[Any, ...]] = {
     "tp": (2,),
     "pp": (2,),
     "virtual_pp": (2,),
+    "pp_layers": ((7, 9), (9, 7), (10, 6), (15, 1), (16, 0), (3, 5, 5, 3), (4, 4, 5, 3), (5, 2, 5, 4), (3, 4, 4, 5)),
     "cp": (2,),
     "ep": (2,),
     "checkpointing": ("none", "selective", "attention", "full", 2),
@@ -105,6 +106,9 @@ def contexts(lever: str) -> tuple[dict[str, Any], ...]:
         return ({"method": "lora"}, {"method": "qlora"}, {"method": "qlora", "zero": 3})
     if lever == "method":
         return (plain, sharded)
+    if lever == "pp_layers":
+        looped = {"pp_schedule": "interleaved", "virtual_pp": 2, "grad_accum": 8}
+        return tuple({"pp": pp, **more} for pp in (2, 4) for more in ({}, looped))
     if lever in ("pp_schedule", "virtual_pp"):
         return ({"pp": 2, "pp_schedule": "interleaved", "virtual_pp": 2}, {"pp": 2})
     if lever == "sequence_parallel":
@@ -125,7 +129,8 @@ def changes() -> Iterator[tuple[str, dict[str, Any], Any]]:
             continue
         for around in contexts(spec.name):
             for value in others(spec.name):
-                yield spec.name, around, value
+                if spec.type != "counts" or len(value) == around["pp"]:
+                    yield spec.name, around, value
 
 
 def job(**fields: Any) -> Job:

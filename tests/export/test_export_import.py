@@ -249,3 +249,110 @@ def test_an_imported_job_is_a_job(tmp_path):
     path.write_text(dumps(found))
     assert load(path) == found
     assert from_kwargs(model="m") != found
+
+
+# ---- the layers of pipeline ranks ------------------------------------------------------------------------------------
+
+
+def looped(virtual):
+    return {"pp_schedule": "interleaved", "virtual_pp": virtual, "grad_accum": 8} if virtual > 1 else {}
+
+
+@pytest.mark.parametrize(
+    ("layers", "virtual"),
+    [((16, 0), 1), ((0, 7, 5, 4), 1), ((7, 7, 1, 1), 1)]
+    + [(one, v) for one in ((7, 9), (10, 6), (3, 5, 5, 3), (4, 4, 4, 4), (5, 3, 5, 3)) for v in (1, 2, 3)],
+)
+def test_the_layers_of_pipeline_ranks_come_back(tmp_path, layers, virtual):
+    write(export(job(**base("torchtitan", pp_layers=layers, **looped(virtual))), "torchtitan"), tmp_path)
+    found = import_files([tmp_path / "memfit_torchtitan.py"], overrides={"gpus": 8})
+    assert found.job.strategy.pp_layers == layers
+    assert found.job.strategy.virtual_pp == (virtual if virtual > 1 else None)
+    assert not found.warnings
+
+
+@pytest.mark.parametrize(("layers", "virtual"), [((8, 0, 4, 4), 1), ((16, 0), 2), ((5, 2, 5, 4), 3)])
+def test_torchtitan_runs_no_empty_stage(layers, virtual):
+    with pytest.raises(JobErrors, match="would be empty"):
+        export(job(**base("torchtitan", pp_layers=layers, **looped(virtual))), "torchtitan")
+
+
+def test_torchtitans_own_split_is_not_stated(tmp_path):
+    write(export(job(**base("torchtitan", pp=4)), "torchtitan"), tmp_path)
+    text = (tmp_path / "memfit_torchtitan.py").read_text()
+    assert "pipeline_parallel_first_stage_less_layers=1" in text
+    assert import_files([tmp_path / "memfit_torchtitan.py"], overrides={"gpus": 8}).job.strategy.pp_layers is None
+
+
+SPLIT_TOML = """[model]
+name = "llama3"
+flavor = "8B"
+[training]
+seq_len = 2048
+[parallelism]
+pipeline_parallel_degree = {pp}
+pipeline_parallel_schedule = "{schedule}"
+{more}
+[activation_checkpoint]
+mode = "none"
+"""
+
+
+@pytest.mark.parametrize(
+    ("pp", "schedule", "more", "layers", "warnings"),
+    [
+        (4, "1F1B", "", None, 0),
+        (4, "1F1B", "pipeline_parallel_first_stage_less_layers = 0\npipeline_parallel_last_stage_less_layers = 0",
+         (8, 8, 8, 8), 0),
+        (4, "1F1B", "pipeline_parallel_first_stage_less_layers = 2\npipeline_parallel_last_stage_less_layers = 2",
+         (7, 9, 9, 7), 0),
+        (4, "Interleaved1F1B", "pipeline_parallel_layers_per_stage = 4\npipeline_parallel_first_stage_less_layers = 0\n"
+         "pipeline_parallel_last_stage_less_layers = 0", (8, 8, 8, 8), 0),
+        (4, "1F1B", 'pipeline_parallel_split_points = ["layers.6", "layers.15", "layers.24"]', (6, 9, 9, 8), 0),
+        (2, "Interleaved1F1B", 'pipeline_parallel_split_points = ["layers.8", "layers.17", "layers.25"]', (16, 16), 1),
+        (2, "ZBVZeroBubble", 'pipeline_parallel_split_points = ["layers.8", "layers.16", "layers.24"]', None, 1),
+        (4, "1F1B", 'pipeline_parallel_split_points = ["layers.6", "layers.40", "layers.24"]', None, 1),
+        (4, "1F1B", 'pipeline_parallel_split_points = ["norm"]', None, 1),
+    ],
+)  # fmt: skip
+def test_splits_of_earlier_torchtitans(tmp_path, pp, schedule, more, layers, warnings):
+    path = tmp_path / "x.toml"
+    path.write_text(SPLIT_TOML.format(pp=pp, schedule=schedule, more=more))
+    found = import_files([path], overrides={"gpus": 8})
+    assert found.job.strategy.pp_layers == (None if warnings else layers)
+    assert len(found.warnings) == warnings
+
+
+def test_a_split_is_refused_where_a_tool_has_no_words_for_it():
+    with pytest.raises(JobErrors, match=r"TRL .* cannot express pp_layers = 7, 9") as caught:
+        export(job(**base("trl", pp_layers=(7, 9))), "trl")
+    (error,) = [e for e in caught.value.errors if e.path == "strategy.pp_layers"]
+    assert "torchtitan, megatron, megatron-bridge" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"pp_layers": (3, 5, 5, 3)},
+         ["--decoder-first-pipeline-num-layers 3", "--decoder-last-pipeline-num-layers 3"]),
+        ({"pp_layers": (2, 6, 6, 2), "virtual_pp": 2, "grad_accum": 8},
+         ["--decoder-first-pipeline-num-layers 2", "--num-virtual-stages-per-pipeline-rank 2"]),
+        ({"pp_layers": (4, 4, 5, 3)}, ["--pipeline-model-parallel-layout 'Et*4|t*4|t*5|t*3L'"]),
+        ({"pp_layers": (7, 9), "virtual_pp": 2, "grad_accum": 8},
+         ["--pipeline-model-parallel-layout 'Et*4|t*5|t*3|t*4L'"]),
+        ({"pp_layers": (8, 8)}, ["--pipeline-model-parallel-size 2"]),
+    ],
+)  # fmt: skip
+def test_megatron_is_told_the_split(fields, wanted):
+    text = export(job(**base("megatron", **fields)), "megatron").files[0].text
+    flags = ("--decoder", "--num-virtual", "--num-layers-per", "--pipeline-model-parallel-layout")
+    told = [line.split("  # ")[0].strip() for line in text.splitlines() if line.strip().startswith(flags)]
+    assert all(one in text for one in wanted)
+    assert bool(told) == (len(set(fields["pp_layers"])) > 1)
+    assert not any(line.startswith("--num-layers-per") for line in told)
+
+
+def test_megatron_has_no_stage_without_layers():
+    fields = base("megatron", model="llama-3.2-1b", gpus=128, tp=4, pp=32)
+    with pytest.raises(JobErrors, match="16 layers are fewer than 32 stages"):
+        export(job(**fields), "megatron")

@@ -8,10 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memfit import estimate
+from memfit.errors import JobError
+from memfit.formula import profile as profiles
 from memfit.formula.arrays import evaluate
-from memfit.formula.schedule import distinct, in_flight, split_by_cost, split_layers, stages
+from memfit.formula.resolve import resolve
+from memfit.formula.schedule import distinct, in_flight, split_by_cost, split_layers, split_ranks, stages
+from memfit.formula.training import rank_layers
 from memfit.job import from_kwargs
 from memfit.models import catalog
+from memfit.speed import step_time
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero-bubble", "dualpipe")
 degrees = st.integers(1, 12)
@@ -133,6 +138,9 @@ def test_stages_without_layers_are_no_fault(pp):
     found = estimate(model="gpt2", framework="torch", pp=pp, optimizer_in_backward=True)
     assert len(found.stages) == pp
     assert all(ledger.allocated_bytes > 0 for ledger in found.stages)
+    sharded = estimate(model="gpt2", framework="torch", pp=pp, zero=3, dp=2, gpu="a100")
+    assert all(ledger.allocated_bytes > 0 for ledger in sharded.stages)
+    assert step_time(sharded.resolved).step_s > 0
 
 
 def test_a_stage_that_trains_nothing_still_has_a_peak():
@@ -149,3 +157,91 @@ def test_arrays_know_the_fullest_stage_when_every_nth_layer_is_recomputed(every)
     job = from_kwargs(model="llama-3.1-70b", gpu="32xh100", framework="megatron", **fields)
     one = estimate(job)
     assert int(evaluate(job, micro_batch=[1]).reserved[0]) == one.reserved_bytes
+
+
+# ---- layers that are stated for each rank, and what frameworks make of them ------------------------------------------
+
+SPLITS = [(16, 0), (7, 9), (3, 5, 5, 3), (0, 8, 8, 0), (5, 4, 3, 4)]
+ranks_of = st.lists(st.integers(0, 40), min_size=2, max_size=12).filter(any)
+
+
+@given(ranks_of, st.integers(1, 4))
+def test_chunks_of_the_ranks_cover_all_layers(layers, chunks):
+    found = split_ranks(layers, chunks)
+    ranges_cover(found, sum(layers))
+    for rank, total in enumerate(layers):
+        sizes = [stop - start for start, stop in found[rank :: len(layers)]]
+        assert sum(sizes) == total
+        assert max(sizes) - min(sizes) <= 1
+        assert sizes == sorted(sizes, reverse=True)
+
+
+@given(ranks_of, st.sampled_from(SCHEDULES), st.integers(1, 3))
+def test_stages_hold_the_layers_that_are_stated(layers, schedule, virtual):
+    found = stages(sum(layers), pp=len(layers), schedule=schedule, virtual=virtual, micro_batches=8, layers=layers)
+    counts = [len(stage.indices()) for stage in found]
+    assert counts == ([a + b for a, b in zip(layers, layers[::-1], strict=True)] if schedule == "dualpipe" else layers)
+
+
+@given(st.integers(1, 200), st.integers(2, 16), st.integers(0, 3), st.integers(0, 3))
+def test_ends_that_count_as_layers(layers, parts, first, last):
+    found = split_layers(layers, parts, (first, last))
+    ranges_cover(found, layers)
+    sizes = [stop - start for start, stop in found]
+    if (layers + first + last) // parts >= max(first, last):
+        whole = [sizes[0] + first, *sizes[1:-1], sizes[-1] + last]
+        assert max(whole) - min(whole) <= 1
+        assert whole == sorted(whole, reverse=True)
+    else:
+        assert found == split_layers(layers, parts)
+
+
+def split_of(**fields):
+    return rank_layers(resolve(from_kwargs(**{"grad_accum": 16, **fields})))
+
+
+def test_the_frameworks_own_splits():
+    deep = {"model": "llama-3.1-405b", "pp": 16}
+    assert split_of(**deep, framework="torchtitan") == (7, *[8] * 14, 7)
+    assert split_of(**deep, framework="torchtitan", framework_version="0.2.1") == (7, *[8] * 14, 7)
+    assert split_of(**deep, framework="megatron") == (*[8] * 14, 7, 7)
+    # torchtitan 0.3.0: _generate_llm_fqn_per_model_part(16, 80) and (8, 80), the chunks of a rank added
+    assert split_of(model="llama-3.1-70b", pp=16, framework="torchtitan") == (5, 6, *[5] * 13, 4)
+    looped = {"pp": 4, "virtual_pp": 2, "framework": "torchtitan"}
+    assert split_of(model="llama-3.1-70b", **looped) == (20, 21, 20, 19)
+    assert profiles.profile("megatron").pipeline_ends == (0, 0)
+
+
+@pytest.mark.parametrize("layers", SPLITS)
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero-bubble"])
+def test_a_split_never_changes_the_weights_of_the_model(layers, schedule):
+    job = {"model": "llama-3.2-1b", "framework": "megatron", "precision": "bf16", "pp_schedule": schedule}
+    even, stated = (models_of(**job, **more, grad_accum=8) for more in ({"pp": len(layers)}, {"pp_layers": layers}))
+    assert [len(m.indices) for m in stated] == list(layers)
+    for position in range(3):  # weights, trained dense elements, trained expert elements
+        one, other = (sum(m.weights_bytes()[position] for m in models) for models in (even, stated))
+        assert one == other
+
+
+def test_fewer_layers_on_the_first_rank_lower_its_peak():
+    job = {"model": "llama-3.1-8b", "framework": "megatron", "seq_len": 8192, "grad_accum": 16}
+    peaks = [stage_peaks(**job, pp_layers=(first, 16 - first, 8, 8))[0].reserved for first in range(1, 16)]
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) == len(peaks)
+
+
+@given(st.sampled_from(SPLITS), st.sampled_from(["1f1b", "interleaved"]), st.sampled_from(["none", "full", 2]))
+def test_arrays_equal_single_answers_with_stated_layers(layers, schedule, checkpointing):
+    job = {"model": "llama-3.2-1b", "framework": "torchtitan", "pp_layers": layers, "pp_schedule": schedule}
+    rows = {"micro_batch": [1, 2, 4], "grad_accum": [8, 1, 16], "dp": [1, 4, 2]}
+    found = evaluate(from_kwargs(**job, checkpointing=checkpointing), **rows)
+    for index in range(3):
+        one = estimate(**job, checkpointing=checkpointing, **{name: column[index] for name, column in rows.items()})
+        assert (found.allocated[index], found.reserved[index]) == (one.allocated_bytes, one.reserved_bytes)
+
+
+def test_layers_that_are_not_the_models_are_an_error():
+    with pytest.raises(JobError, match="the ranks have 31 layers together, the model has 32"):
+        estimate(model="llama-3.1-8b", framework="megatron", pp_layers=(7, 8, 8, 8))
+    with pytest.raises(JobError, match="32 layers on 4 ranks do not split 32 over pp 8"):
+        evaluate(from_kwargs(model="llama-3.1-8b", framework="megatron", pp_layers=(7, 9, 9, 7)), pp=[8])

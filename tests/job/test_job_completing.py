@@ -235,6 +235,7 @@ def test_ep_may_span_data_context_and_tensor_ranks():
         ('"qlora" with weights in bf16 is plain LoRA', {"method": "qlora", "weights": "bf16"}),
         ('`strategy.kv` has no effect when kind = "train"', {"kind": "train", "kv": "fp8"}),
         ('`strategy.optimizer` has no effect when kind = "serve"', {"kind": "serve", "optimizer": "adamw"}),
+        ("`strategy.pp_layers` has no effect with pp = 1", {"pp": 1, "pp_layers": [32]}),
         ("12 GPUs do not fill nodes of 8", {"gpus": 12, "gpus_per_node": 8}),
         ("is not a multiple of tp 8", {"gpus": 8, "tp": 8, "sequence_parallel": True, "seq_len": 1001}),
     ],
@@ -258,3 +259,12 @@ def test_settings_with_effect_do_not_warn(kwargs):
 def test_completing_checks_jobs_that_were_made_by_hand():
     with pytest.raises(JobErrors):
         job.complete(job.Job(strategy=Strategy(dp=2, dp_shard=3)))
+
+
+def test_the_layers_of_the_ranks_say_how_many_there_are():
+    completed = done(gpus=8, pp_layers=(7, 9, 9, 7))
+    assert shape(completed) == (8, 2, 1, 4, 1)
+    assert completed.origins["strategy.pp"] == "derived"
+    assert done(pp=2).job.strategy.pp_layers is None
+    found = fault("strategy.pp_layers", pp=3, pp_layers=(7, 9, 9, 7))
+    assert "pp_layers has 4 numbers for pp 3" in found.message

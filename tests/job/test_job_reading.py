@@ -111,6 +111,8 @@ def test_jobs_are_hashable_and_frozen():
         ("lora_targets", ["all-linear"], Lora(targets="all-linear")), ("zero", "3", 3), ("dp_shard", 2, 2),
         ("name", " llama ", "llama"), ("config", '{"hidden_size": 8, "x": null}', {"hidden_size": 8, "x": None}),
         ("memory_fraction", "0.9", 0.9), ("memory_fraction", 1, 1.0), ("gpu", "RTX 4090", "RTX 4090"),
+        ("pp_layers", "7,8, 8,7", (7, 8, 8, 7)), ("pp_layers", "7,8x3,7", (7, 8, 8, 8, 7)),
+        ("pp_layers", [0, 2], (0, 2)), ("pp_layers", (np.int64(3), "5"), (3, 5)),
     ],
 )  # fmt: skip
 def test_values_as_people_write_them(name, given, read):
@@ -194,6 +196,24 @@ def test_what_follows_from_an_override_is_derived_anew():
     assert shape(dp=16, gpus=16) == (1, 4, 16, 8, 1, 16, 64)
     del document["task"]["global_batch"]  # then nothing contradicts grad_accum, and it stays
     assert shape(tp=2) == (1, 8, 4, 4, 2, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("7,-9,9", "rank 1: '-9' is out of bounds"), ([7, -9], "rank 1: -9 is out of bounds"),
+        ("7,x", "rank 1: 'x' is not a whole number of layers"), ([], "has 0 numbers"), (8, "is not a list of numbers"),
+        ("1x99999", "has 4097 numbers"), ({"a": 1}, "is not a list of numbers"), ([1.5], "rank 0: 1.5 is not"),
+    ],
+)  # fmt: skip
+def test_layers_of_ranks_that_are_none(given, says):
+    assert says in faults({"strategy": {"pp_layers": given}})["strategy.pp_layers"].message
+
+
+def test_another_pipeline_has_another_split():
+    document = {"strategy": {"pp": 4, "pp_layers": [7, 9, 9, 7]}}
+    assert job.load(document, {"pp": 2}).strategy == Strategy(pp=2)
+    assert job.load(document, {"pp_layers": "15,17"}).strategy == Strategy(pp_layers=(15, 17))
 
 
 def test_an_override_never_changes_the_hardware():

@@ -44,6 +44,8 @@ def values(spec):
             return st.lists(st.sampled_from(spec.choices), max_size=4)
         case "names":
             return st.lists(WORDS, max_size=3)
+        case "counts":
+            return st.lists(whole, min_size=1, max_size=4)
         case "targets":
             return st.just("all-linear") | st.lists(WORDS, min_size=1, max_size=3)
         case "trainable":

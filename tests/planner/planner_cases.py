@@ -28,6 +28,8 @@ SMALL = {
     },
     "megatron": {"model": "llama-3.1-8b", "gpu": "8xh100", "framework": "megatron", "seq_len": 8192, "global_batch": 8,
         "cp": 1, "sequence_parallel": True, "zero": 1, "virtual_pp": 1},
+    "megatron-uneven": {"model": "llama-3.1-8b", "gpu": "8xh100", "framework": "megatron", "seq_len": 4096,
+        "global_batch": 32, "cp": 1, "tp": 1, "zero": 1, "sequence_parallel": False, "offload": ()},
     "deepspeed": {"model": "llama-3.2-1b", "gpu": "4xa100", "framework": "deepspeed", "seq_len": 8192,
         "global_batch": 8, "loss": "fused", "attention": "flash", "compile": True},
     "torch": {"model": "gpt2", "gpu": "2xrtx-3090", "framework": "torch", "seq_len": 1024, "global_batch": 16,

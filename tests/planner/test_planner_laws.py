@@ -9,6 +9,8 @@ from memfit import estimate, speed
 from memfit.errors import JobError, JobErrors, MemfitError, UnknownNameError
 from memfit.export import export
 from memfit.export.torchtitan_reading import FLAVORS
+from memfit.formula.resolve import resolve
+from memfit.formula.training import rank_layers
 from memfit.hardware import Price
 from memfit.job import dumps, from_kwargs, load
 from memfit.planner import Request, plan
@@ -16,6 +18,8 @@ from memfit.planner.capabilities import capability, excluded, names, qualities
 from memfit.planner.difference import diff
 from memfit.planner.planning import find
 from memfit.planner.request import _steps
+from memfit.report.page import Page
+from memfit.report.plan import plan_text
 
 ONE = {"model": "llama-3.2-1b", "gpu": "rtx-4090", "seq_len": 2048, "global_batch": 8, "framework": "trl"}
 TWO = {**ONE, "gpu": "2xrtx-4090", "attention": "flash"}
@@ -23,7 +27,8 @@ TWO = {**ONE, "gpu": "2xrtx-4090", "attention": "flash"}
 
 def ask(fields=TWO, **options):
     more = {k: options.pop(k) for k in tuple(options) if k not in Request.__dataclass_fields__}
-    return plan(Request(job=from_kwargs(**{**fields, **more}), **options))
+    lever = more.pop("lever", "")
+    return plan(Request(job=from_kwargs(**{**fields, **more}), **options), lever=lever)
 
 
 @pytest.fixture(scope="module")
@@ -449,3 +454,80 @@ def test_levers_of_a_difference_sum_to_it(name):
     found = diff(left, right)
     assert sum(c.delta_bytes for c in found.changes) == right.device_bytes - left.device_bytes
     assert sum(c.delta_s for c in found.changes) == pytest.approx(found.b.seconds - found.a.seconds, abs=1e-9)
+
+
+# ---- the split of layers over pipeline ranks -------------------------------------------------------------------------
+
+PIPELINE = {"model": "llama-3.1-8b", "gpu": "8xh100", "framework": "megatron", "seq_len": 4096, "global_batch": 64,
+            "pp": 4, "pp_schedule": "1f1b", "tp": 1, "cp": 1}  # fmt: skip
+
+
+def test_fewer_layers_beside_embedding_and_head_are_faster():
+    """The head counts as more than two layers of this model: ranks of 7, 9, 9 and 7 keep pace, four of 8 do not."""
+    best = ask(PIPELINE).plans[0]
+    assert best.job.strategy.pp_layers == (7, 9, 9, 7)
+    even = ask(PIPELINE, pp_layers=(8, 8, 8, 8)).plans[0]
+    assert even.job.strategy.pp_layers == (8, 8, 8, 8)
+    assert best.step_s < 0.97 * even.step_s
+    assert ask({**PIPELINE, "pp_schedule": "interleaved", "virtual_pp": 2}).plans[0].step_s < even.step_s
+
+
+def test_layers_that_are_stated_stay():
+    for layers in ((5, 9, 9, 9), (16, 16)):
+        fields = {**PIPELINE, "pp": None, "pp_schedule": None}
+        for one in ask(fields, pp_layers=layers).plans:
+            assert (one.job.strategy.pp, one.job.strategy.pp_layers) == (len(layers), layers)
+    with pytest.raises(JobErrors, match="4 numbers for pp 2"):
+        ask({**PIPELINE, "pp": 2}, pp_layers=(5, 9, 9, 9))
+    with pytest.raises(JobError, match="31 layers together"):
+        ask(PIPELINE, pp_layers=(4, 9, 9, 9))
+
+
+@pytest.mark.parametrize("framework", ["megatron", "torchtitan"])
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])
+def test_a_planned_split_can_be_exported(framework, schedule):
+    zero = 1 if framework == "megatron" else 0
+    fields = {**PIPELINE, "framework": framework, "pp_schedule": schedule, "zero": zero, "checkpointing": "full"}
+    for one in ask(fields).plans:
+        assert export(one.job, framework).files
+        assert rank_layers(one.estimate.resolved) == (one.job.strategy.pp_layers or rank_layers(resolve(one.job)))
+
+
+def test_a_plan_says_its_split_in_words():
+    answer = ask({**PIPELINE, "model": "llama-3.1-405b", "gpu": "1024xh100", "pp": 16, "tp": 8, "seq_len": 8192})
+    text = plan_text(Page(width=100), answer)
+    assert answer.plans[0].job.strategy.pp_layers == (7, *[8] * 14, 7)
+    assert "layers 7 | 8 x 14 | 7" in " ".join(text.split())
+    own = ask({**PIPELINE, "model": "llama-3.1-405b", "gpu": "1024xh100", "pp": 16, "framework": "torchtitan", "tp": 8})
+    assert own.plans[0].job.strategy.pp_layers is None
+    assert "layers 7 | 8 x 14 | 7" in " ".join(plan_text(Page(width=100), own).split())
+
+
+@pytest.mark.parametrize("layers", [None, (5, 10, 10, 7)])
+def test_todays_split_is_no_change(layers):
+    fields = {**PIPELINE, "framework": "torchtitan", "gpu": "4xh100", "micro_batch": 16, "zero": 0}
+    today = from_kwargs(**fields, pp_layers=layers, checkpointing="none")
+    answer = plan(Request(job=today, today=today, objective="changes"))
+    assert "pipeline" not in {step.lever for step in answer.waterfall}
+    assert answer.plans[0].job.strategy.pp_layers == layers
+
+
+def test_splits_can_be_explained():
+    answer = ask(PIPELINE, pp=None, pp_schedule=None, lever="pp_layers")
+    found = {choice.value: choice.plan for choice in answer.choices}
+    assert (7, 9, 9, 7) in found
+    assert None in found
+    for layers, one in found.items():
+        assert one is None or one.job.strategy.pp_layers == layers
+        assert one is None or one.step_s >= answer.plans[0].step_s * (1 - 1e-9)
+
+
+def test_another_split_is_a_difference_of_its_own():
+    left, right = (estimate(**PIPELINE, pp_layers=layers) for layers in (None, (7, 9, 9, 7)))
+    (change,) = diff(left, right).changes
+    assert change.fields == {"pp_layers": (None, (7, 9, 9, 7))}
+    assert change.delta_s < 0
+    other = estimate(**{**PIPELINE, "model": "llama-3.2-1b"}, pp_layers=(3, 5, 5, 3))
+    found = diff(right, other)
+    assert [c.lever for c in found.changes] == ["model", "layout"]
+    assert sum(c.delta_bytes for c in found.changes) == other.device_bytes - right.device_bytes

@@ -7,8 +7,11 @@ import pytest
 from planner_cases import SMALL, brute_force, every_candidate, limit_of, space_of
 
 from memfit.formula.slack import most_needed, need_band
+from memfit.job import from_kwargs
 from memfit.planner import levers
 from memfit.planner.search import Search
+from memfit.planner.space import _candidates, _worth
+from memfit.speed import step_time
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -50,7 +53,7 @@ def test_bounds_are_bounds(name):
         assert (need >= leanest).all(), whole
 
 
-@pytest.mark.parametrize("name", ["torchtitan", "deepspeed", "megatron"])
+@pytest.mark.parametrize("name", ["torchtitan", "deepspeed", "megatron", "megatron-uneven"])
 def test_the_chain_of_checkpointing_is_one(name):
     """Along the chain time never falls and need never grows."""
     space = space_of(SMALL[name])
@@ -125,6 +128,37 @@ def test_layouts_divide():
         assert (c["dp"] * c["tp"] * c["cp"] * pp == 4).all()
         assert (c["micro_batch"] * c["grad_accum"] * c["dp"] == 4).all()
         assert (c["dp"] % c["dp_shard"] == 0).all()
+
+
+def test_ranks_hold_all_layers():
+    space = space_of(SMALL["megatron-uneven"])
+    splits = {layout.static["pp"]: layout.static["pp_layers"] for layout in space.layouts if layout.static["pp_layers"]}
+    assert splits
+    for pp, split in splits.items():
+        assert len(split) == pp
+        assert sum(split) == 32
+
+
+@pytest.mark.parametrize("framework", ["megatron", "torchtitan"])
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "gemma-3-27b"])
+@pytest.mark.parametrize(("pp", "virtual"), [(2, 1), (4, 1), (8, 1), (16, 1), (4, 2)])
+def test_no_faster_split_is_left_out(framework, model, pp, virtual):
+    """Of all splits with up to two layers fewer on the first and the last rank, the fastest is searched."""
+    gpu, gpus = "h100", pp * 4
+    schedule = "interleaved" if virtual > 1 else "1f1b"
+    space = space_of({"model": model, "framework": framework, "gpu": f"{gpus}x{gpu}", "global_batch": 256})
+    shape = {"gpu": f"{gpus}x{gpu}", "pp": pp, "tp": 4, "pp_schedule": schedule, "virtual_pp": virtual}
+
+    def seconds(split):
+        job = from_kwargs(model=model, framework=framework, **shape, pp_layers=split, global_batch=256, zero=1)
+        return step_time(job).step_s
+
+    layers = space.base.arch.num_layers
+    every = list(_candidates(layers, pp, virtual, own=framework == "torchtitan" or layers % (pp * virtual) == 0))
+    loss = space.base.values["loss"]
+    searched = [split for split, losses in _worth(space, pp, schedule, virtual).items() if loss in losses]
+    assert set(searched) <= set(every)
+    assert min(map(seconds, searched)) <= min(map(seconds, every)) * (1 + 1e-9)
 
 
 def test_the_host_bounds_what_is_offloaded():

@@ -52,6 +52,13 @@ def test_every_schedule_and_offload(schedule, offload):
     same({**base, "offload": offload, "zero": 3}, ROWS)
 
 
+@pytest.mark.parametrize("layers", [(5, 8, 8, 5), (0, 13, 13, 0), (10, 6, 6, 4)])
+def test_stated_layers_of_the_ranks(layers):
+    base = {"model": "gemma-3-1b", "framework": "megatron", "pp_layers": layers, "gpu": "h100", "zero": 1}
+    same(base, ROWS)
+    same({**base, "pp_schedule": "interleaved", "virtual_pp": 2}, ROWS)
+
+
 def test_expert_parallel_degrees_vary_too():
     rows = {"dp": [8, 8, 8, 16], "ep": [1, 2, 8, 4], "micro_batch": [1, 2, 1, 1]}
     same({"model": "olmoe-1b-7b", "framework": "megatron", "gpu": "h100", "extra": {"moe_imbalance": 1.7}}, rows)

@@ -77,6 +77,19 @@ def test_schedules_order_by_their_bubbles():
     assert bubble["zero-bubble"] < bubble["1f1b"]
 
 
+def test_the_longest_stage_sets_the_pace():
+    """The step of an unequal split is that of its slowest rank, and the head counts as layers there."""
+    base = {"model": "llama-3.1-8b", "gpu": "4xh100", "framework": "megatron", "seq_len": 4096, "grad_accum": 64}
+
+    def seconds(*layers):
+        return step_time(from_kwargs(**base, pp_layers=layers)).step_s
+
+    longer = [seconds(8, 24 - n, n, 0) for n in range(12, 25)]
+    assert longer == sorted(longer)
+    assert seconds(8, 8, 8, 8) > seconds(8, 9, 8, 7) > seconds(8, 9, 9, 6)
+    assert seconds(8, 8, 8, 8) == pytest.approx(step_time(from_kwargs(**base, pp=4)).step_s, rel=1e-12)
+
+
 def test_recomputation_costs_by_its_extent():
     extra = {c: parts(**BASE, checkpointing=c)["recompute"] for c in ("none", "attention", "selective", "full")}
     assert extra["none"] == 0

@@ -134,7 +134,8 @@ def test_tensor_parallel_ranks_hold_their_share_of_the_weights():
 
 
 def test_pipeline_stages_hold_their_layers():
-    config, fields = {**LLAMA, "num_hidden_layers": 4}, {"stages": 2, "grad_accum": 2, "optimizer": "none"}
+    config = {**LLAMA, "num_hidden_layers": 4}
+    fields = {"stages": 2, "stage_layers": 2, "grad_accum": 2, "optimizer": "none"}
     first, last = (traced(config=config, stage=stage, **fields) for stage in (0, 1))
     body = 2 * (2 * LINEAR + 2 * 2 * D) + N // 2 * 4 * 2
     sizes = [bytes_of(t, "parameters", sum(e.phase == "load" for e in t.events) - 1) for t in (first, last)]
@@ -143,8 +144,8 @@ def test_pipeline_stages_hold_their_layers():
 
 def test_a_pipeline_schedule_decides_how_many_micro_batches_are_in_flight():
     def kept(schedule, micro_batches):
-        fields = {"stages": 2, "stage": 0, "schedule": schedule, "grad_accum": micro_batches, "optimizer": "none"}
-        trace = traced(hidden=False, **fields)
+        fields = {"schedule": schedule, "grad_accum": micro_batches, "optimizer": "none"}
+        trace = traced(hidden=False, stages=2, stage=0, stage_layers=1, **fields)
         forward = [i for i, e in enumerate(trace.events) if e.phase == "forward" and e.step == 1]
         return max(bytes_of(trace, "activations", i) for i in forward)
 

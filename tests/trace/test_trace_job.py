@@ -1,6 +1,7 @@
 import pytest
 
-from memfit.errors import JobErrors
+from memfit import estimate
+from memfit.errors import JobErrors, MemfitError
 from memfit.job import complete, from_kwargs
 from memfit.trace import Gpu, trace_job
 from memfit.trace.job import target, training_of
@@ -9,6 +10,9 @@ CONFIG = {
     "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
 }  # fmt: skip
+
+ROUNDING = 512
+"""What the allocator rounds a block to."""
 
 
 def training(**fields):
@@ -96,3 +100,42 @@ def test_the_target_card_brings_its_multiprocessors():
     assert target("a100-sxm-80gb").multiprocessors == 108
     assert target("rtx-4090").threads_per_multiprocessor == 1536
     assert target(None) == Gpu()
+
+
+def test_stages_follow_the_layers_that_the_job_states():
+    config = {**CONFIG, "num_hidden_layers": 9}
+    job = {"config": config, "gpu": "h100-sxm-80gb", "seq_len": 128, "precision": "bf16", "grad_accum": 4}
+
+    def layers(stage, **fields):
+        return training_of(complete(from_kwargs(**{**job, **fields})).job, stage=stage)[0].stage_layers
+
+    assert [layers(stage, pp_layers=(2, 4, 3)) for stage in range(3)] == [2, 4, 3]
+    assert [layers(stage, pp=3, framework="torchtitan") for stage in range(3)] == [3, 4, 2]
+    assert [layers(stage, pp=2, framework="torch") for stage in range(2)] == [5, 4]
+    with pytest.raises(MemfitError, match="there is no pipeline stage 3"):
+        layers(3, pp_layers=(2, 4, 3))
+    with pytest.raises(MemfitError, match="stage 1 has no layers"):
+        layers(1, pp_layers=(5, 0, 4))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_formula_and_trace_agree_on_uneven_stages():
+    """A layer that moves to another stage moves the same bytes in both: what they differ by is no matter of layers."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    config = {**CONFIG, "num_hidden_layers": 9, "hidden_size": 512, "intermediate_size": 1024}
+    job = {"config": config, "gpu": "h100-sxm-80gb", "seq_len": 2048, "precision": "bf16", "grad_accum": 4,
+           "framework": "torch"}  # fmt: skip
+
+    def differences(**fields):
+        predicted = estimate(**job, **fields)
+        for stage, reading in enumerate(predicted.readings):
+            trace = trace_job(predicted.job, stage=stage)
+            held = sum(b.bytes for b in trace.live(trace.peak()[0]) if b.component in ("parameters", "optimizer"))
+            assert abs(held - reading.parts["weights"] - reading.parts["states"]) <= ROUNDING
+            yield reading.allocated - trace.peak_allocated
+
+    even = list(differences(pp=3))
+    for layers in ((2, 4, 3), (4, 1, 4)):
+        moved = [a - b for a, b in zip(differences(pp_layers=layers), even, strict=True)]
+        assert max(map(abs, moved)) <= 16 * ROUNDING  # a few small tensors of each layer

@@ -23,7 +23,7 @@ _JOB_ENDINGS = (".toml", ".yaml", ".yml")
 _MODEL_ENDINGS = (".gguf", ".safetensors")
 _MAX_JOB_BYTES = 4 << 20
 _UNITS = {"tokens": "TOKENS", "GPUs": "N", "GiB": "GIB", "sequences": "N", "layers": "N"}
-_METAVARS = {"mapping": "JSON", "names": "A,B", "targets": "A,B", "choices": "A,B", "gpu": "[Nx]GPU"}
+_METAVARS = {"mapping": "JSON", "names": "A,B", "targets": "A,B", "choices": "A,B", "counts": "N,N", "gpu": "[Nx]GPU"}
 _TITLES = {"model": "Model", "task": "Task", "strategy": "Strategy", "hardware": "Hardware", "": "Output"}
 _MOST_CHOICES = 250  # characters of choices that a line of help lists
 

@@ -120,7 +120,7 @@ def effective(values: Mapping[str, Any]) -> dict[str, Any]:
     if v["zero"] == 0:
         v["dp_shard"] = v["dp"]
     if v["pp"] == 1:
-        v["pp_schedule"], v["virtual_pp"] = "1f1b", 1
+        v["pp_schedule"], v["virtual_pp"], v["pp_layers"] = "1f1b", 1, None
     if v["tp"] == 1:
         v["sequence_parallel"] = False
     return v

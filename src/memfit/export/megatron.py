@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from memfit.errors import JobError
 from memfit.export import launch
@@ -10,11 +10,17 @@ from memfit.export.levers import Rule, cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
 from memfit.export.text import Setting, commented, header, shell
-from memfit.formula.schedule import split_layers
+from memfit.formula.schedule import split_layers, split_ranks
 from memfit.models import Block, Mlp, Moe
 
 BACKENDS: Mapping[str, str] = {"flash": "flash", "eager": "unfused"}
 _STRATEGY = {0: "no_shard", 1: "optim", 2: "optim_grads", 3: "optim_grads_params"}
+
+_ARGUMENTS = {
+    "num_layers_in_first_pipeline_stage": "decoder_first_pipeline_num_layers",
+    "num_layers_in_last_pipeline_stage": "decoder_last_pipeline_num_layers",
+}
+"""Field of ``TransformerConfig`` -> the argument that sets it, where they are called differently."""
 
 LEVERS: dict[str, Rule] = rules(
     name=written(),
@@ -34,6 +40,7 @@ LEVERS: dict[str, Rule] = rules(
     pp=written(),
     pp_schedule=written("1f1b", "interleaved"),
     virtual_pp=written(),
+    pp_layers=written(),
     cp=written(),
     ep=written(),
     checkpointing=written(
@@ -54,7 +61,7 @@ def check(plan: Plan) -> Iterator[JobError]:
     if plan.pp > 1 and plan.pp_schedule == "1f1b" and plan.virtual_pp > 1:
         yield cannot("strategy.virtual_pp", plan.virtual_pp, tool, why="several stages a GPU are interleaved")
     layers, stages = plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp
-    if layers < stages:
+    if plan.pp_layers is None and layers < stages:
         yield cannot("strategy.pp", plan.pp, tool, why=f"{layers} layers are fewer than {stages} stages")
     if plan.pp_schedule == "interleaved" and plan.grad_accum % plan.pp:
         why = f"interleaving needs a multiple of pp {plan.pp} micro-batches"
@@ -74,9 +81,35 @@ def check(plan: Plan) -> Iterator[JobError]:
         yield cannot("strategy.reshard", False, tool)
 
 
-def uneven(plan: Plan) -> bool:
-    """The layers do not divide by the stages: their layout is spelled out."""
-    return bool(plan.arch.decoder.num_layers % (plan.pp * plan.virtual_pp))
+def split(plan: Plan) -> list[Setting]:
+    """The layers of the pipeline ranks: those of the first and the last where the others are equal, else a layout."""
+    if plan.pp_layers is None:
+        layers, stages = plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp
+        why = "the longer stages first, as the estimate assumes"
+        return [_layout(split_layers(layers, stages), why)] if layers % stages else []
+    if not _uneven(plan):
+        return []
+    first, *middle, last = plan.pp_layers
+    why = plan.note("pp_layers")
+    whole = first and last and not any(n % plan.virtual_pp for n in plan.pp_layers)
+    if whole and len({*middle}) < 2 and 0 not in middle:
+        return [
+            Setting("num_layers_in_first_pipeline_stage", first, why),
+            Setting("num_layers_in_last_pipeline_stage", last),
+        ]
+    return [_layout(split_ranks(plan.pp_layers, plan.virtual_pp), why)]
+
+
+def _layout(ranges: Iterable[tuple[int, int]], why: str) -> Setting:
+    parts = [f"t*{stop - start}" * (stop > start) for start, stop in ranges]
+    return Setting("pipeline_model_parallel_layout", f"E{'|'.join(parts)}L", why)
+
+
+def _uneven(plan: Plan) -> bool:
+    """Whether the split must be told: equal chunks are Megatron's own."""
+    return plan.pp_layers is not None and (
+        len({*plan.pp_layers}) > 1 or any(n % plan.virtual_pp for n in plan.pp_layers)
+    )
 
 
 def core(plan: Plan) -> dict[str, list[Setting]]:
@@ -84,15 +117,11 @@ def core(plan: Plan) -> dict[str, list[Setting]]:
     model = [
         Setting("tensor_model_parallel_size", plan.tp, plan.origin("tp")),
         Setting("pipeline_model_parallel_size", plan.pp, plan.origin("pp")),
+        *split(plan),
         Setting("context_parallel_size", plan.cp, plan.origin("cp")),
         Setting("expert_model_parallel_size", plan.ep, plan.origin("ep")),
         Setting("sequence_parallel", plan.sequence_parallel, plan.note("sequence_parallel")),
     ]
-    if uneven(plan):
-        parts = split_layers(plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp)
-        layout = "|".join("t" * (stop - start) for start, stop in parts)
-        why = "layers of each stage, the longer ones first, as the estimate assumes"
-        model.append(Setting("pipeline_model_parallel_layout", f"E{layout}L", why))
     if plan.checkpointing == "full":
         model += [
             Setting("recompute_granularity", "full", plan.note("checkpointing")),
@@ -232,8 +261,11 @@ def _arguments(settings: list[Setting]) -> list[str]:
 
 def _groups(plan: Plan) -> dict[str, list[Setting]]:
     levers = core(plan)
-    model = list(levers["model"])
-    if plan.virtual_pp > 1 and not uneven(plan):
+    model = [setting._replace(key=_ARGUMENTS.get(setting.key, setting.key)) for setting in levers["model"]]
+    told = {setting.key for setting in split(plan)}
+    if plan.virtual_pp > 1 and "num_layers_in_first_pipeline_stage" in told:
+        model.append(Setting("num_virtual_stages_per_pipeline_rank", plan.virtual_pp))
+    elif plan.virtual_pp > 1 and not told:
         per = plan.arch.decoder.num_layers // (plan.pp * plan.virtual_pp)
         model.append(Setting("num_layers_per_virtual_pipeline_stage", per, f"{plan.virtual_pp} stages on each GPU"))
     model.append(Setting("attention_backend", BACKENDS[plan.attention], plan.note("attention")))

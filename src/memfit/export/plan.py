@@ -34,8 +34,9 @@ _WITHOUT: Mapping[str, Any] = {
 
 _SHOWN = (
     "method", "seq_len", "precision", "optimizer", "micro_batch", "grad_accum", "dp", "zero", "dp_shard", "reshard",
-    "tp", "sequence_parallel", "pp", "pp_schedule", "virtual_pp", "cp", "ep", "checkpointing", "compile", "attention",
-    "loss", "offload", "weights", "optimizer_in_backward", "lora_rank", "lora_targets", "lora_train_also", "trainable",
+    "tp", "sequence_parallel", "pp", "pp_schedule", "virtual_pp", "pp_layers", "cp", "ep", "checkpointing", "compile",
+    "attention", "loss", "offload", "weights", "optimizer_in_backward", "lora_rank", "lora_targets", "lora_train_also",
+    "trainable",
 )  # fmt: skip
 _ALWAYS = frozenset({"method", "seq_len", "precision", "optimizer", "micro_batch", "grad_accum", "dp", "zero",
                      "checkpointing", "attention", "loss"})  # fmt: skip

@@ -94,6 +94,10 @@ class Keys:
         values = [self._tree.pop(key, None) for key in keys]
         return next((value for value in values if value is not None), None)
 
+    def peek(self, key: str) -> Any:
+        """The value of a key, which is not taken."""
+        return self._tree.get(key)
+
     def number(self, *keys: str) -> int | float | None:
         """A number; other values are reported."""
         value = self.take(*keys)

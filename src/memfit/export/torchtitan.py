@@ -11,7 +11,8 @@ from memfit.export.levers import cannot, rules, written
 from memfit.export.plan import Plan
 from memfit.export.target import File, Target
 from memfit.export.text import commented, header, python
-from memfit.export.torchtitan_reading import FLAVORS, read
+from memfit.export.torchtitan_reading import ENDS, FLAVORS, read
+from memfit.formula.schedule import in_order, split_layers, split_ranks
 from memfit.job import Job
 
 SCHEDULES: Mapping[str, str] = {
@@ -21,6 +22,9 @@ SCHEDULES: Mapping[str, str] = {
     "zero-bubble": "InterleavedZeroBubble",
 }
 """Job schedule -> class of torch.distributed.pipelining."""
+LOOPED = frozenset({"interleaved", "zero-bubble"})
+"""Schedules with several stages a GPU, two unless told otherwise."""
+_MOST_LESS = 8
 _CONVERTERS = {
     "fp8": "Float8LinearConverter",
     "mxfp8": "MXFP8LinearConverter",
@@ -63,15 +67,18 @@ def _check(plan: Plan) -> Iterator[JobError]:
 
 def _pipeline_faults(plan: Plan) -> Iterator[JobError]:
     tool = plan.target.tool
-    looped = plan.pp_schedule in ("interleaved", "zero-bubble")
+    looped = plan.pp_schedule in LOOPED
     if looped and plan.virtual_pp < 2:
         why = f"{SCHEDULES[plan.pp_schedule]} has at least two stages a GPU"
         yield cannot("strategy.virtual_pp", plan.virtual_pp, tool, why=why, hint="virtual_pp = 2")
     if not looped and plan.virtual_pp > 1:
         yield cannot("strategy.virtual_pp", plan.virtual_pp, tool, why=f"{plan.pp_schedule} has one stage a GPU")
-    layers, stages = plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp
-    if layers < stages or -(-layers // -(-layers // stages)) != stages:
-        yield cannot("strategy.pp", plan.pp, tool, why=f"{layers} layers do not make {stages} even stages")
+    layers, parts = plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp
+    if plan.pp_layers is None and layers + sum(ENDS) < parts:
+        yield cannot("strategy.pp", plan.pp, tool, why=f"{layers} layers do not fill {parts} stages")
+    elif plan.pp_layers is not None and 0 in _sizes(plan)[1:-1]:
+        why = f"one of {parts} stages would be empty"
+        yield cannot("strategy.pp_layers", plan.pp_layers, tool, why=why)
 
 
 def _adapter_faults(plan: Plan) -> Iterator[JobError]:
@@ -121,17 +128,47 @@ def _parallelism(plan: Plan) -> list[tuple[str, Any, str]]:
         ("pipeline_parallel_degree", plan.pp, plan.origin("pp")),
     ]
     if plan.pp > 1:
-        layers = -(-plan.arch.decoder.num_layers // (plan.pp * plan.virtual_pp))
         rows += [
             ("pipeline_parallel_schedule", python(SCHEDULES[plan.pp_schedule]), plan.origin("pp_schedule")),
             ("pipeline_parallel_microbatch_size", plan.micro_batch, "sequences of one pipeline micro-batch"),
-            ("pipeline_parallel_layers_per_stage", layers, f"{plan.virtual_pp} stages on each GPU"),
-            ("pipeline_parallel_first_stage_less_layers", 0, "equal stages, as the estimate assumes"),
-            ("pipeline_parallel_last_stage_less_layers", 0, ""),
+            *_split(plan),
         ]
     if plan.precision == "nvfp4":
         rows.append(("spmd_backend", python("spmd_types"), "what NVFP4 needs"))
     return rows
+
+
+def _sizes(plan: Plan) -> list[int]:
+    """Layers of each stage: as stated for the ranks, else as torchtitan splits them."""
+    if plan.pp_layers is None:
+        found = split_layers(plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp, ENDS)
+    else:
+        found = split_ranks(plan.pp_layers, plan.virtual_pp)
+    return [stop - start for start, stop in found]
+
+
+def _split(plan: Plan) -> list[tuple[str, Any, str]]:
+    """The stages: by what the first and the last have less than the rest, where that says it, else written out."""
+    layers, parts, sizes = plan.arch.decoder.num_layers, plan.pp * plan.virtual_pp, _sizes(plan)
+    usual = 2 if plan.pp_schedule in LOOPED else 1
+    fewer = range(min(layers // parts, _MOST_LESS) + 1)
+    for ends in (ENDS, *((first, last) for first in fewer for last in fewer)):
+        per = -(-(layers + sum(ends)) // parts)
+        counted = -(-(layers + sum(ends)) // per) == parts
+        if sizes != [stop - start for start, stop in split_layers(layers, parts, ends)]:
+            continue
+        if counted or plan.virtual_pp == usual:
+            why = f"{plan.virtual_pp} stages on each GPU" if plan.virtual_pp > 1 else ""
+            return [
+                *([("pipeline_parallel_layers_per_stage", per, why)] if counted else []),
+                ("pipeline_parallel_first_stage_less_layers", ends[0], plan.origin("pp_layers")),
+                ("pipeline_parallel_last_stage_less_layers", ends[1], ""),
+            ]
+    names = [[f"layers.{i}" for i in range(start, stop)] for start, stop in in_order(sizes)]
+    names[0].insert(0, "tok_embeddings")
+    names[-1] += ["norm", "lm_head"]
+    text = "".join(f"\n            {python(part)}," for part in names)
+    return [("module_fqns_per_model_part", f"[{text}\n        ]", plan.origin("pp_layers"))]
 
 
 def _components(plan: Plan) -> list[str]:
@@ -259,6 +296,7 @@ TARGET = Target(
         pp=written(),
         pp_schedule=written(*SCHEDULES),
         virtual_pp=written(),
+        pp_layers=written(),
         cp=written(),
         ep=written(),
         checkpointing=written("none", "selective", "full"),

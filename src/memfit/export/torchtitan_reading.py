@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from memfit.export.modules import CALL, Module
 from memfit.export.reading import Found, Keys, Source
+from memfit.formula.schedule import split_layers, split_ranks
 
 FLAVORS: Mapping[str, tuple[str, str]] = {
     "llama-3.2-1b": ("llama3", "1B"),
@@ -33,6 +36,9 @@ FLAVORS: Mapping[str, tuple[str, str]] = {
 """Catalog name -> (module of torchtitan.models, flavor), as torchtitan 0.3 registers them. Of several models with one
 architecture the last is what a flavor reads back as."""
 
+ENDS = (1, 1)
+"""Its defaults of pipeline_parallel_first_stage_less_layers and pipeline_parallel_last_stage_less_layers."""
+
 _MODELS = {flavor: name for name, flavor in FLAVORS.items()}
 _SCHEDULES = {
     "gpipe": "gpipe",
@@ -43,6 +49,10 @@ _SCHEDULES = {
     "dualpipev": "dualpipe",
     "loopedbfs": "interleaved",
 }
+_FOLDED = frozenset({"zbvzerobubble", "dualpipev"})
+"""Schedules whose ranks hold a stage and its mirror image, not every pp-th stage."""
+_LAYER = re.compile(r"layers\.([0-9]{1,5})")
+_MOST_LAYERS = 1 << 16
 _PRECISION = {"Float8LinearConverter": "fp8", "MXFP8LinearConverter": "mxfp8", "NVFP4LinearConverter": "nvfp4"}
 _OPTIMIZERS = {"adamw": "adamw", "adam": "adamw", "distmuon": "muon"}
 
@@ -143,9 +153,15 @@ def _parallelism(keys: Keys, found: Found, *, stated: bool) -> None:
     tp, pp = keys.whole("tensor_parallel_degree") or 1, keys.whole("pipeline_parallel_degree") or 1
     cp, ep = keys.whole("context_parallel_degree") or 1, keys.whole("expert_parallel_degree") or 1
     sequence = keys.flag("enable_sequence_parallel")
+    folded = str(keys.peek("pipeline_parallel_schedule")).lower() in _FOLDED
     schedule = keys.word(_SCHEDULES, "pipeline_parallel_schedule")
     part = keys.whole("pipeline_parallel_microbatch_size") or 1
     layers = keys.whole("pipeline_parallel_layers_per_stage")
+    ends = (
+        _less(keys, "pipeline_parallel_first_stage_less_layers", ENDS[0]),
+        _less(keys, "pipeline_parallel_last_stage_less_layers", ENDS[1]),
+    )
+    parts = _parts(keys, found)
     reshard = keys.take("fsdp_reshard_after_forward")
     if shard is not None and shard >= 1:
         found.set("dp", int(shard) * replicate)
@@ -164,9 +180,51 @@ def _parallelism(keys: Keys, found: Found, *, stated: bool) -> None:
         found.set("micro_batch", part)
         if local and local % part == 0:
             found.set("grad_accum", local // part)
-        if found.get("pp_schedule") in ("interleaved", "zero-bubble", "dualpipe"):
-            found.set("virtual_pp", max(2, -(-count // layers) // pp) if layers and count else 2)
+        looped = found.get("pp_schedule") in ("interleaved", "zero-bubble", "dualpipe")
+        if looped:
+            whole = -(-(count + sum(ends)) // layers) if layers and count else 2 * pp
+            found.set("virtual_pp", max(2, (len(parts) or whole) // pp))
+        stages = pp * (found.get("virtual_pp") or 1)
+        if ends != ENDS and not parts and stages <= count:
+            parts = [stop - start for start, stop in split_layers(count, stages, ends)]
+        if parts:
+            _split(parts, pp, found, folded=folded)
     keys.rest("torchtitan-parallelism")
+
+
+def _less(keys: Keys, key: str, own: int) -> int:
+    """How many layers fewer than the rest the first or the last stage has."""
+    value = keys.number(key)
+    if value is None:
+        return own
+    if value not in range(_MOST_LAYERS):
+        keys.odd(key, value)
+        return own
+    return int(value)
+
+
+def _parts(keys: Keys, found: Found) -> list[int]:
+    """Layers of each stage where they are written out; empty where they are not."""
+    named, points = keys.take("module_fqns_per_model_part"), keys.take("pipeline_parallel_split_points")
+    if isinstance(named, list | tuple) and all(isinstance(part, list | tuple) for part in named):
+        return [sum(str(name).startswith("layers.") for name in part) for part in named]
+    words = [str(point) for point in points] if isinstance(points, list | tuple) else []
+    first = [int(match[1]) for word in words if (match := _LAYER.fullmatch(word))]
+    if first and len(first) == len(words) and (count := _layers(found)):
+        return [stop - start for start, stop in pairwise([0, *first, count])]
+    if named or points:
+        keys.odd("module_fqns_per_model_part" if named else "pipeline_parallel_split_points", named or points)
+    return []
+
+
+def _split(parts: list[int], pp: int, found: Found, *, folded: bool) -> None:
+    """States the layers of the ranks."""
+    if not folded and min(parts) >= 0 and len(parts) % pp == 0:
+        layers = tuple(sum(parts[rank::pp]) for rank in range(pp))
+        if [stop - start for start, stop in split_ranks(layers, len(parts) // pp)] == parts:
+            found.set("pp_layers", layers)
+            return
+    found.warn("the stages hold layers in a way that `strategy.pp_layers` cannot say: torchtitan's own split is taken")
 
 
 def _layers(found: Found) -> int:

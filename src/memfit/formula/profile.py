@@ -111,6 +111,7 @@ class Profile:
     quantize_head: bool = False
     reference: bool = False
     balance_cost: bool = False
+    pipeline_ends: tuple[int, int] = (0, 0)
     expandable: bool = False
     no_sync: bool = False
     pp_no_sync: bool = False
@@ -225,7 +226,8 @@ def profile(name: str) -> Profile:
         key: row.get(key, {})
         for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults")
     }
-    return Profile(name=name, **{k: v for k, v in row.items() if k not in parts}, **parts)
+    rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k not in parts}
+    return Profile(name=name, **rest, **parts)
 
 
 @cache

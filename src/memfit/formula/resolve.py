@@ -89,6 +89,22 @@ def check_facts(extra: Mapping[str, Any]) -> None:
         raise JobError("model.extra.as", "must be the name of a model family", value=family)
 
 
+def check_split(values: Mapping[str, Any], num_layers: int) -> None:
+    """Check that the stated layers of the pipeline ranks are those of the model.
+
+    Args:
+        values: flat values of a completed job.
+        num_layers: of the decoder.
+
+    Raises:
+        JobError: they do not sum to its layers.
+    """
+    layers = values["pp_layers"]
+    if layers and values["kind"] == "train" and sum(layers) != num_layers:
+        message = f"the ranks have {sum(layers)} layers together, the model has {num_layers}"
+        raise JobError("strategy.pp_layers", message, value=layers, bound=str(num_layers))
+
+
 def resolve(job: Job) -> Resolved:
     """Complete a job and look up its model and card.
 
@@ -108,6 +124,7 @@ def resolve(job: Job) -> Resolved:
         arch, origin = resolve_model(model.config, as_family=family)
     else:
         arch, origin = _by_name(str(model.name), family)
+    check_split(completed.values, arch.num_layers)
     hardware = completed.job.hardware
     gpu = None
     if hardware.gpu:

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import accumulate
 
 from memfit.formula.dims import Int, cdiv, minimum
 from memfit.formula.step import Stage
 
 
-def split_layers(num_layers: int, parts: int) -> list[tuple[int, int]]:
-    """Contiguous ranges of layers, as even as possible, the longer ones first."""
-    base, extra = divmod(num_layers, parts)
-    out: list[tuple[int, int]] = []
-    start = 0
-    for part in range(parts):
-        stop = start + base + (part < extra)
-        out.append((start, stop))
-        start = stop
-    return out
+def in_order(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Contiguous ranges of these lengths."""
+    stops = list(accumulate(sizes))
+    return [(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+
+
+def split_layers(num_layers: int, parts: int, ends: tuple[int, int] = (0, 0)) -> list[tuple[int, int]]:
+    """Contiguous ranges of layers, as even as possible, the longer ones first.
+
+    Args:
+        num_layers: how many there are.
+        parts: how many ranges are wanted.
+        ends: layers that the embedding and the head count as: the first and the last range have so many fewer. Where
+            a range would be too short for them, they count for nothing.
+    """
+    base, extra = divmod(num_layers + sum(ends), parts)
+    if parts == 1 or base < max(ends):
+        base, extra, ends = *divmod(num_layers, parts), (0, 0)
+    sizes = [base + (part < extra) for part in range(parts)]
+    sizes[0] -= ends[0]
+    sizes[-1] -= ends[1]
+    return in_order(sizes)
+
+
+def split_ranks(layers: Sequence[int], chunks: int) -> list[tuple[int, int]]:
+    """Contiguous ranges of all model chunks of a pipeline (chunk c of rank r is number r + ranks * c).
+
+    Args:
+        layers: of each rank, which its chunks share as evenly as possible, the longer ones first.
+        chunks: of each rank.
+    """
+    shares = [[stop - start for start, stop in split_layers(n, chunks)] for n in layers]
+    return in_order([share[chunk] for chunk in range(chunks) for share in shares])
 
 
 def split_by_cost(costs: Sequence[int], head_cost: int, parts: int) -> list[tuple[int, int]]:
@@ -66,17 +90,31 @@ def stages(
     schedule: str,
     virtual: int,
     micro_batches: Int,
+    layers: Sequence[int] = (),
+    ends: tuple[int, int] = (0, 0),
     costs: Sequence[int] = (),
     head_cost: int = 0,
 ) -> list[Stage]:
     """All stages of the pipeline.
 
     Args:
+        num_layers: of the model.
+        pp: pipeline ranks.
+        schedule: order of micro-batches.
+        virtual: model chunks of a rank, where the schedule interleaves them.
+        micro_batches: of a step.
+        layers: of each rank; when given, nothing else decides the split.
+        ends: layers that the embedding and the head count as, see ``split_layers``.
         costs: compute cost of each layer; when given the split balances cost with ``head_cost`` in the last stage.
     """
     chunks = max(virtual, 1) if schedule == "interleaved" else 1
     parts = pp * chunks
-    ranges = split_by_cost(costs, head_cost, parts) if costs and pp > 1 else split_layers(num_layers, parts)
+    if layers and pp > 1:
+        ranges = split_ranks(layers, chunks)
+    elif costs and pp > 1:
+        ranges = split_by_cost(costs, head_cost, parts)
+    else:
+        ranges = split_layers(num_layers, parts, ends)
     out = []
     for stage in range(pp):
         flights, per = in_flight(schedule, stage, pp, virtual, micro_batches)

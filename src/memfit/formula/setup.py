@@ -42,6 +42,7 @@ class Choices:
     pp: int
     schedule: str
     virtual_pp: int
+    pp_layers: tuple[int, ...]
     checkpointing: str | int
     compile: bool
     attention: str
@@ -448,6 +449,7 @@ def choices(
         pp=values["pp"],
         schedule=values["pp_schedule"],
         virtual_pp=values["virtual_pp"],
+        pp_layers=tuple(values["pp_layers"] or ()) if values["pp"] > 1 else (),
         checkpointing=values["checkpointing"],
         compile=bool(values["compile"]),
         attention=values["attention"],

@@ -356,7 +356,7 @@ class StageModel:
     def _prefetched(self) -> Int:
         """Bytes of the last block's copy: the backward pass asks for it as it starts, before the logits' gradient."""
         sh = self.s.sharding
-        if not self.sharded or sh.max_live or not sh.live_units or not self.c.reshard:
+        if not self.sharded or sh.max_live or not sh.live_units or not self.c.reshard or not self._kinds:
             return 0
         num, den = self.gathered_width(self.s.decoder.kinds[0])
         return where(self.ways > 1, self.block_weights(self.s.decoder.kinds[self._kinds[-1]]) * num // den, 0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memfit.errors import JobError
 from memfit.formula.dims import Dims, Int, maximum, where
 from memfit.formula.profile import Profile
 from memfit.formula.resolve import Resolved
@@ -76,8 +77,16 @@ def setup_of(resolved: Resolved) -> Setup:
 
 
 def stages_of(s: Setup, d: Dims) -> list[Stage]:
-    """The pipeline stages of a setup."""
+    """The pipeline stages of a setup.
+
+    Raises:
+        JobError: the stated layers of the ranks are not those of this model and pipeline.
+    """
     stack = s.arch.decoder
+    stated = s.choices.pp_layers
+    if stated and (len(stated) != s.choices.pp or sum(stated) != stack.num_layers):
+        message = f"{sum(stated)} layers on {len(stated)} ranks do not split {stack.num_layers} over pp {s.choices.pp}"
+        raise JobError("strategy.pp_layers", message, value=stated)
     costs: tuple[int, ...] = ()
     head = 0
     if s.profile.balance_cost and s.choices.pp > 1:
@@ -90,9 +99,16 @@ def stages_of(s: Setup, d: Dims) -> list[Stage]:
         schedule=s.choices.schedule,
         virtual=s.choices.virtual_pp,
         micro_batches=d.grad_accum,
+        layers=stated,
+        ends=s.profile.pipeline_ends,
         costs=costs,
         head_cost=head,
     )
+
+
+def rank_layers(resolved: Resolved) -> tuple[int, ...]:
+    """Decoder layers of each pipeline rank of a training job, as stated or as its framework splits them."""
+    return tuple(len(stage.indices()) for stage in stages_of(setup_of(resolved), dims_of(resolved)))
 
 
 _NOTHING: dict[str, Int] = dict.fromkeys(ENTRIES, 0)

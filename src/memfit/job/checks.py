@@ -39,6 +39,10 @@ def faults(v: Mapping[str, Any]) -> list[JobError]:
     _degrees(v, kind, errors)
     if kind != "serve":
         _batches(v, errors)
+    layers, pp = get("pp_layers"), get("pp")
+    if layers and pp and len(layers) != pp and kind != "serve":
+        message = f"pp_layers has {len(layers)} numbers for pp {pp}"
+        errors.append(JobError("strategy.pp_layers", message, value=layers, hint="one number for each pipeline rank"))
     dp, shard = get("dp"), get("dp_shard")
     if dp and shard and dp % shard:
         message = f"dp_shard {shard} does not divide dp {dp}"
@@ -172,6 +176,8 @@ def _train_warnings(v: Mapping[str, Any], stated: Mapping[str, Any], found: list
         found.append('`strategy.pp_schedule` "interleaved" with virtual_pp = 1 is plain "1f1b"')
     elif v["virtual_pp"] > 1 and stated.get("pp_schedule") in {"gpipe", "1f1b"}:
         found.append(f'`strategy.virtual_pp` has no effect with pp_schedule = "{v["pp_schedule"]}"')
+    if pp == 1 and "pp_layers" in stated:
+        found.append("`strategy.pp_layers` has no effect with pp = 1")
     if pp == 1 and stated.get("pp_schedule", "1f1b") != "1f1b":
         found.append("`strategy.pp_schedule` has no effect with pp = 1")
     # A data-parallel rank of context parallelism shards too: FSDP and ZeRO run over dp * cp.

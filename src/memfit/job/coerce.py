@@ -18,7 +18,9 @@ from memfit.readers import check_tree, parse_json
 from memfit.units import GIB, parse_bytes, parse_count
 
 MAX_NAMES = 512
+MAX_COUNTS = 4096
 _GPUS_OF = re.compile(r"\s*([0-9]{1,9})\s*[xX×*]\s*(\S.*)", re.DOTALL)  # "8xh100", "8 x rtx-4090"
+_RUN = re.compile(r"\s*(-?[0-9]{1,9})\s*[xX×*]\s*([0-9]{1,5})\s*")  # "8x14": fourteen times 8
 _BPW = re.compile(r"(?:bpw\s*=\s*)?([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*(?:bpw)?")
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -174,6 +176,29 @@ def _text(spec: Field, value: Any) -> str:
     return text
 
 
+def _counts(spec: Field, value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        value = [item for word in value.split(",") for item in _run(word)]
+    if not isinstance(value, list | tuple):
+        raise BadValueError(f"{show(value)} is not a list of numbers of {spec.unit}", hint="write for example 7,8,8,7")
+    if not 0 < len(value) <= MAX_COUNTS:
+        raise BadValueError(f"has {len(value)} numbers", bound=f"1 to {MAX_COUNTS}")
+    return tuple(_count(spec, rank, item) for rank, item in enumerate(value))
+
+
+def _count(spec: Field, rank: int, value: Any) -> int:
+    try:
+        return _int(spec, value)
+    except BadValueError as bad:
+        raise BadValueError(f"rank {rank}: {bad}", bound=bad.bound, hint=bad.hint) from None
+
+
+def _run(word: str) -> list[str]:
+    """A number, or "8x14" written out."""
+    match = _RUN.fullmatch(word)
+    return [match[1]] * min(int(match[2]), MAX_COUNTS + 1) if match else [word]
+
+
 _NAME = Field(path="name", type="text", high=256, doc="")
 
 
@@ -272,4 +297,5 @@ COERCE: dict[str, Callable[[Field, Any], Any]] = {
     "weights": _weights,
     "mapping": _mapping,
     "gpu": _gpu,
+    "counts": _counts,
 }

@@ -171,6 +171,9 @@ def _lora(stated: Lora | None, defaults: Mapping[str, Any] | None, origins: dict
 
 def _train_degrees(v: dict[str, Any], given: Mapping[str, Any], origins: dict[str, str]) -> None:
     """dp fills up the GPUs; without gpus, the degrees say how many."""
+    if v["pp"] is None and v["pp_layers"] is not None:
+        v["pp"] = len(v["pp_layers"])
+        origins["strategy.pp"] = "derived"
     for name in ("tp", "pp"):
         v[name] = v[name] or 1
     model = v["tp"] * v["pp"] * v["cp"]

@@ -86,6 +86,8 @@ def _shape(spec: Field) -> dict[str, Any]:
             return {"type": "array", "items": words, "uniqueItems": True}
         case "names":
             return names
+        case "counts":
+            return {"type": "array", "items": {"type": "integer", **low}, "minItems": 1}
         case "targets":
             return {"anyOf": [{"const": "all-linear"}, {**names, "minItems": 1}]}
         case "trainable":

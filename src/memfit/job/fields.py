@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 FieldType = Literal[
     "int", "number", "bool", "choice", "choices", "text", "names", "targets", "trainable",
-    "checkpointing", "weights", "mapping", "lora", "gpu",
+    "checkpointing", "weights", "mapping", "lora", "gpu", "counts",
 ]  # fmt: skip
 
 SCHEMA = 1
@@ -276,6 +276,13 @@ FIELDS: tuple[Field, ...] = (
         path="strategy.virtual_pp", type="int", low=1, high=1024, kind="train", derived=True, flags=("--virtual-pp",),
         doc="model chunks per pipeline stage (interleaved schedule)",
         also=("vpp", "virtual_pipeline_model_parallel_size", "num_model_chunks"),
+    ),
+    Field(
+        path="strategy.pp_layers", type="counts", low=0, high=1 << 16, kind="train", optional=True, unit="layers",
+        flags=("--pp-layers",),
+        doc="decoder layers on each pipeline rank, in order; without it, the framework's own split",
+        also=("pipeline_model_parallel_layout", "module_fqns_per_model_part", "decoder_first_pipeline_num_layers",
+              "decoder_last_pipeline_num_layers"),
     ),
     Field(
         path="strategy.cp", type="int", low=1, high=MAX_DEGREE, default=1, unit="GPUs", flags=("--cp",),

@@ -57,7 +57,8 @@ class Task:
 class Strategy:
     """How it is run: framework, precision, batches, parallel degrees, what is kept, what is recomputed.
 
-    ``checkpointing`` is a word or an int (every n-th layer); ``weights`` is a word or ``{"bpw": bits per weight}``.
+    ``checkpointing`` is a word or an int (every n-th layer); ``weights`` is a word or ``{"bpw": bits per weight}``;
+    ``pp_layers`` has the decoder layers of each pipeline rank.
     """
 
     framework: str | None = None
@@ -77,6 +78,7 @@ class Strategy:
     pp: int | None = None
     pp_schedule: str | None = None
     virtual_pp: int | None = None
+    pp_layers: tuple[int, ...] | None = None
     cp: int | None = None
     ep: int | None = None
     checkpointing: str | int | None = None

@@ -197,8 +197,8 @@ def _retry_note(found: Found) -> tuple[str, ...]:
     if not p or p <= found.request.risk:
         return ()
     return (
-        f"reserved memory exceeds the card with P {p:.0%}: PyTorch then gives its cache back in every step, which is slow; "
-        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True avoids most of it",
+        f"reserved memory exceeds the card with P {p:.0%}: PyTorch then gives its cache back in every step, which is "
+        "slow; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True avoids most of it",
     )
 
 

@@ -26,6 +26,7 @@ class Capability:
     ep: bool = False
     schedules: tuple[str, ...] = ("1f1b",)
     uneven: bool = False
+    splits: bool = False
     pp_accum: bool = False
     cp_heads: bool = False
     zero: tuple[int, ...] = (0,)

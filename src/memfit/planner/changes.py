@@ -34,7 +34,7 @@ def _differs(group: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
     """Whether a group differs, with fields that have no effect left out; a bool or a column of them."""
     if group == "pipeline":
         return new["pp"] != old["pp"] or (
-            old["pp"] > 1 and (new["pp_schedule"], new["virtual_pp"]) != (old["pp_schedule"], old["virtual_pp"])
+            old["pp"] > 1 and any(new[n] != old[n] for n in ("pp_schedule", "virtual_pp", "pp_layers"))
         )
     if group == "tp":
         both = (new["tp"] == old["tp"]) & (

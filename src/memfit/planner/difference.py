@@ -21,14 +21,16 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "batch": ("micro_batch", "grad_accum", "global_batch"),
     "layout": (
         "gpus", "gpus_per_node", "dp", "dp_shard", "tp", "sequence_parallel", "pp", "pp_schedule", "virtual_pp",
-        "cp", "ep",
+        "pp_layers", "cp", "ep",
     ),
     "framework": ("framework", "framework_version"),
     "lengths": ("context", "prompt", "output"),
 }  # fmt: skip
 """Fields that change together because one follows from the other; every other field is a lever of its own."""
 _SHOWN = {"batch": ("micro_batch", "grad_accum"), "lengths": ("context",)}
-_LAYOUT_SHOWN = ("gpus", "dp", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp", "dp_shard", "sequence_parallel")
+_LAYOUT_SHOWN = (
+    "gpus", "dp", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp", "pp_layers", "dp_shard", "sequence_parallel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +118,7 @@ def _moves(start: Resolved, end: Resolved) -> list[_Move]:
     out: list[_Move] = []
     if start.arch != end.arch:
         models = (start.completed.job.model.name, end.completed.job.model.name)
-        out.append(("model", {"model": models}, lambda r: replace(r, arch=end.arch, arch_origin=end.arch_origin)))
+        out.append(("model", {"model": models}, lambda r: _model(r, end)))
     grouped = {name for fields in GROUPS.values() for name in fields}
     cards = ("gpu", "memory_gib", "others_gib")
     single = [n for n in start.values if n not in grouped and n not in cards and _matters(n, start.values["kind"])]
@@ -145,6 +147,14 @@ def _set(taken: Mapping[str, Any]) -> Callable[[Resolved], Resolved]:
 def _matters(name: str, kind: str) -> bool:
     """Whether a field has an effect in jobs of a kind."""
     return name not in BY_NAME or BY_NAME[name].kind in (None, kind)
+
+
+def _model(state: Resolved, end: Resolved) -> Resolved:
+    """Another model; layers that were stated for each pipeline rank are those of the model before."""
+    split = state.values.get("pp_layers")
+    fits = not split or sum(split) == end.arch.num_layers
+    values = state.values if fits else {**state.values, "pp_layers": None}
+    return replace(state, arch=end.arch, arch_origin=end.arch_origin, values=values)
 
 
 def _card(state: Resolved, end: Resolved) -> Resolved:

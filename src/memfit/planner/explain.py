@@ -122,6 +122,7 @@ def _start(found: Found, space: Space) -> dict[str, Any]:
     values |= {"optimizer_in_backward": False, "zero": min(space.values["zero"]), "sequence_parallel": False}
     values |= {"checkpointing": "none", "offload": (), "reshard": True, "compile": False}
     values |= {"loss": space.values["loss"][-1], "pp": 1, "pp_schedule": "1f1b", "virtual_pp": 1}
+    values |= {"pp_layers": None}
     values |= {"tp": 1, "cp": 1, "ep": 1, "micro_batch": 1}
     values |= {n: fixed[n] for n in values if n in fixed}
     return _arranged(space, values)

@@ -149,7 +149,8 @@ def _possible(request: Request, option: Option) -> bool:
 def _unfixed(request: Request, field: Field) -> Iterator[WayOut]:
     """Stated levers of strategy that stand in the way."""
     strategy = request.job.strategy
-    names = ("checkpointing", "offload", "zero", "micro_batch", "tp", "pp", "cp", "loss", "grad_accum", "dp", "reshard")
+    names = ("checkpointing", "offload", "zero", "micro_batch", "tp", "pp", "cp", "loss", "grad_accum", "dp", "reshard",
+             "pp_layers")  # fmt: skip
     for name in names:
         if getattr(strategy, name) is None:
             continue

@@ -14,7 +14,7 @@ BRANCHED = (
 BOUNDED = ("checkpointing", "compile", "offload", "reshard")
 """Levers with one value that is never slower than any other, and one that never needs more, whatever else is chosen.
 Most values of ``checkpointing`` form a chain."""
-STRUCTURAL = ("pp", "pp_schedule", "virtual_pp")
+STRUCTURAL = ("pp", "pp_schedule", "virtual_pp", "pp_layers")
 NUMBERS = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
 """Levers that are columns of numbers."""
 ALL = (*BRANCHED, *BOUNDED, *STRUCTURAL, *NUMBERS)
@@ -29,7 +29,7 @@ _SPEED: dict[str, tuple[Any, ...]] = {
 _LEAN: dict[str, tuple[Any, ...]] = {"checkpointing": ("full",), "reshard": (True,), "compile": (True,)}
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "pipeline": ("pp", "pp_schedule", "virtual_pp"),
+    "pipeline": ("pp", "pp_schedule", "virtual_pp", "pp_layers"),
     "micro_batch": ("micro_batch", "grad_accum"),
     "zero": ("zero", "dp_shard"),
     "tp": ("tp", "sequence_parallel"),

@@ -403,7 +403,8 @@ def _values(space: Space, name: str) -> list[Any]:
     if name in space.values:
         return list(space.values[name])
     if name in levers.STRUCTURAL:
-        return sorted({layout.static[name] for layout in space.layouts}, key=str if name == "pp_schedule" else None)
+        found = {layout.static[name] for layout in space.layouts}
+        return sorted(found, key=None if name in ("pp", "virtual_pp") else str)
     return sorted({int(n) for layout in space.layouts for n in layout.columns[name]})
 
 

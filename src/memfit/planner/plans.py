@@ -94,7 +94,7 @@ def job_of(job: Job, space: Space, candidate: Candidate) -> Job:
     if v["tp"] == 1:
         del fields["sequence_parallel"]
     if v["pp"] == 1:
-        del fields["pp_schedule"], fields["virtual_pp"]
+        del fields["pp_schedule"], fields["virtual_pp"], fields["pp_layers"]
     if not v["optimizer_in_backward"]:
         del fields["optimizer_in_backward"]
     stated = job.strategy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from memfit.errors import JobErrors
 from memfit.formula.arrays import LARGEST
-from memfit.formula.resolve import Resolved, resolve
+from memfit.formula.profile import profile
+from memfit.formula.resolve import Resolved, check_split, resolve
+from memfit.formula.schedule import split_layers, stages
+from memfit.formula.step import Stage
+from memfit.formula.training import dims_of, setup_of
 from memfit.hardware import Cluster, Gpu, make_cluster
 from memfit.job import Job, Strategy
 from memfit.job.checks import faults
 from memfit.models.architecture import Architecture, Mlp, Moe
 from memfit.planner import levers
 from memfit.planner.capabilities import Capability, capability, check_framework, default_framework, excluded
+from memfit.speed.step import Units, machine_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +30,13 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-_SIZES = ("micro_batch", "grad_accum", "dp", "dp_shard", "tp", "pp", "cp", "ep", "pp_schedule", "virtual_pp")
+_SIZES = ("micro_batch", "grad_accum", "dp", "dp_shard", "tp", "cp", "ep", *levers.STRUCTURAL)
 _MOST_VIRTUAL = 8
+_FEWER = 2
+"""Layers that the first and the last pipeline rank may have fewer than the rest."""
+_SLOWER, _LEANER = 1.1, 0.95
+"""A split that keeps less than so much of what the fastest keeps is tried where its longest rank is not much longer."""
+_MANY = 1 << 20
 _LEAST_TOKENS = 256
 """Context parallelism leaves each rank at least so many tokens."""
 _MOST_MICRO = 512
@@ -35,6 +45,10 @@ _TUNING_GPUS = 16
 _PRETRAINING_TOKENS = 1 << 22
 """Llama 2 trained with 4M tokens a step, GPT-3 with 3.2M, Llama 3 with 4M to 16M (their reports)."""
 _SOME_SIZES = sorted({n for k in range(10) for n in (2**k, 3 * 2**k, 5 * 2**k, 7 * 2**k) if n <= _MOST_MICRO})
+
+
+Split = tuple[int, ...] | None
+"""Layers of each pipeline rank; None is the framework's own split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +77,7 @@ class Space:
         open_batch: the batch is what is looked for: any micro-batch, accumulated as stated or not at all.
         values: lever -> values, fast ones first.
         notes: what was assumed to make the question complete.
+        today: the split of today's job, which stays a choice; empty without such a job.
     """
 
     base: Resolved
@@ -73,6 +88,7 @@ class Space:
     values: Mapping[str, tuple[Any, ...]]
     open_batch: bool = False
     notes: tuple[str, ...] = ()
+    today: tuple[Split, ...] = ()
 
     @property
     def gpus(self) -> int:
@@ -81,8 +97,21 @@ class Space:
 
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
-        """All layouts that divide, by pipeline and by whether dp_shard is free (``static["spread"]``)."""
+        """All layouts that divide, by pipeline and by whether dp_shard is free (``static["spread"]``).
+
+        ``static["losses"]`` are the losses beside which the split of the layers is worth a look.
+        """
         return tuple(_layouts(self))
+
+    @cached_property
+    def end_layers(self) -> Mapping[str, tuple[tuple[float, float], ...]]:
+        """Loss -> layers as which embedding and head count by the time model, with each tensor-parallel degree."""
+        ways = (self.fixed["tp"],) if "tp" in self.fixed else _tensor_ways(self)
+        fast = {name: levers.fastest(name, self.values[name]) for name in ("checkpointing", "compile")}
+        return {
+            loss: tuple(_end_layers(self, {**fast, "loss": loss, "tp": tp}) for tp in ways)
+            for loss in self.values["loss"]
+        }
 
     def roots(self) -> Iterator[tuple[dict[str, Any], Layout]]:
         """(values of the branched levers, layouts) of each branch of the search, contradictions left out."""
@@ -92,6 +121,8 @@ class Space:
                 chosen = dict(zip(names, combination, strict=True))
                 spread = chosen["zero"] in self.cap.hsdp
                 if spread != layout.static["spread"] or (chosen["zero"] == 0 and spread):
+                    continue
+                if chosen["loss"] not in layout.static["losses"]:
                     continue
                 if self.forbidden({**_pipeline(layout.static), **chosen}):
                     continue
@@ -129,7 +160,9 @@ class Space:
         values = self.values[lever]
         if lever == "checkpointing" and chosen["pp"] > 1 and len(values) > 1:
             # every n-th layer of each chunk of the model: other steps would burden the stages unequally
-            chunk = -(-self.base.arch.num_layers // (chosen["pp"] * chosen["virtual_pp"]))
+            whole = self.base.arch.num_layers + sum(profile(self.cap.name).pipeline_ends)
+            longest = max(chosen["pp_layers"] or (-(-whole // chosen["pp"]),))
+            chunk = -(-longest // chosen["virtual_pp"])
             return tuple(v for v in values if isinstance(v, str) or chunk % v == 0)
         return values
 
@@ -171,6 +204,8 @@ def make_space(
     }
     if seq_len is not None:
         stated["seq_len"] = seq_len
+    if "pp_layers" in stated:
+        stated.setdefault("pp", len(stated["pp_layers"]))
     errors = faults({**stated, "gpus": gpus, "kind": "train"})
     if errors:
         raise JobErrors(errors)
@@ -186,6 +221,7 @@ def make_space(
     task = replace(job.task, kind="train", seq_len=stated.get("seq_len"), global_batch=None)
     hardware = replace(job.hardware, gpu=gpu.name, gpus=gpus, gpus_per_node=None)
     resolved = resolve(replace(job, task=task, strategy=strategy, hardware=hardware))
+    check_split({**resolved.values, "pp_layers": job.strategy.pp_layers}, resolved.arch.num_layers)
     cluster = make_cluster(gpu, gpus, gpus_per_node=job.hardware.gpus_per_node)
     cap = capability(framework)
     values: dict[str, Any] = {**resolved.values, "gpus_per_node": cluster.gpus_per_node, "gpus": gpus}
@@ -227,6 +263,7 @@ def make_space(
         values=searched,
         open_batch=open_batch,
         notes=tuple(notes),
+        today=(job.strategy.pp_layers,) if "pp_layers" in free else (),
     )
 
 
@@ -298,6 +335,7 @@ def _expert_ways(space: Space) -> list[int]:
 def _pipelines(space: Space) -> Iterator[tuple[int, str, int]]:
     """(pp, schedule, virtual_pp)."""
     layers, fixed, cap = space.base.arch.num_layers, space.fixed, space.cap
+    spare = range(2 * _FEWER + 1) if cap.splits else (0, 2) if cap.uneven else (0,)
     ways = [p for p in divisors(space.gpus) if p <= layers] if cap.pp else [1]
     if "pp" in fixed:
         ways = [fixed["pp"]]
@@ -305,7 +343,7 @@ def _pipelines(space: Space) -> Iterator[tuple[int, str, int]]:
         if pp == 1:
             yield 1, "1f1b", 1
             continue
-        if not cap.uneven and layers % pp and "pp" not in fixed:
+        if len(spare) == 1 and layers % pp and "pp" not in fixed:
             continue
         schedules = (fixed["pp_schedule"],) if "pp_schedule" in fixed else cap.schedules
         for schedule in schedules:
@@ -316,9 +354,86 @@ def _pipelines(space: Space) -> Iterator[tuple[int, str, int]]:
             most = min(layers // pp, _MOST_VIRTUAL)
             chunks = [fixed["virtual_pp"]] if "virtual_pp" in fixed else range(2, most + 1)
             for v in chunks:
-                whole = layers % (pp * v) == 0
-                if whole or "virtual_pp" in fixed or (cap.uneven and pp * v <= layers and (layers + 2) % (pp * v) == 0):
+                whole = any((layers + fewer) % (pp * v) == 0 for fewer in spare)
+                if "virtual_pp" in fixed or (whole and pp * v <= layers):
                     yield pp, schedule, v
+
+
+def _splits(
+    space: Space, pipelines: Iterable[tuple[int, str, int]]
+) -> Iterator[tuple[tuple[int, str, int], Split, frozenset[str]]]:
+    """(pipeline, split, losses beside which it is worth a look)."""
+    every = frozenset(space.values["loss"])
+    fixed = space.fixed.get("pp_layers")
+    for pipeline in pipelines:
+        if pipeline[0] == 1:
+            yield pipeline, None, every
+        elif fixed is not None:
+            pp, _, virtual = pipeline
+            if len(fixed) == pp and (max(fixed) % virtual == 0 or "virtual_pp" in space.fixed):
+                yield pipeline, fixed, every
+        elif "pp_layers" in space.fixed or not space.cap.splits:
+            yield pipeline, None, every
+        else:
+            yield from ((pipeline, split, losses) for split, losses in _worth(space, *pipeline).items())
+
+
+def _worth(space: Space, pp: int, schedule: str, virtual: int) -> dict[Split, frozenset[str]]:
+    """The splits with the shortest longest rank, and those that keep least where that is clearly less.
+
+    All ranks have equal chunks (the time model knows no others), but for up to ``_FEWER`` layers on the first and the
+    last, or are what the framework makes of them. Time is counted in layers (``Space.end_layers``), what is kept in
+    layers times micro-batches in flight.
+    """
+    layers = space.base.arch.num_layers
+    ends = profile(space.cap.name).pipeline_ends
+    made: dict[tuple[int, ...], tuple[float, Split]] = {}
+    for split in _candidates(layers, pp, virtual, own=space.cap.uneven or layers % (pp * virtual) == 0):
+        ranks = stages(
+            layers, pp=pp, schedule=schedule, virtual=virtual, micro_batches=_MANY, layers=split or (), ends=ends
+        )
+        sizes = tuple(len(stage.indices()) for stage in ranks)
+        kept = max(size * stage.in_flight / stage.per for size, stage in zip(sizes, ranks, strict=True))
+        made.setdefault(sizes, (kept, split))
+    found: dict[Split, frozenset[str]] = {}
+    for loss, counts in space.end_layers.items():
+        for first, last in counts:
+            times = {sizes: max(sizes[0] + first, *sizes, sizes[-1] + last) for sizes in made}
+            fast = min(made, key=lambda sizes: (times[sizes], made[sizes][0]))
+            near = [sizes for sizes in made if times[sizes] < times[fast] * _SLOWER]
+            lean = min(near, key=lambda sizes: (made[sizes][0], times[sizes]))
+            for sizes in (fast, lean) if made[lean][0] < made[fast][0] * _LEANER else (fast,):
+                split = made[sizes][1]
+                found[split] = found.get(split, frozenset()) | {loss}
+    if space.today and (space.today[0] is None or len(space.today[0]) == pp):
+        found[space.today[0]] = frozenset(space.values["loss"])
+    return found
+
+
+def _end_layers(space: Space, values: Mapping[str, Any]) -> tuple[float, float]:
+    base = replace(space.base, values={**space.base.values, **values})
+    s, layers = setup_of(base), space.base.arch.num_layers
+    units = Units(machine_of(base, s), s, dims_of(base))
+
+    def seconds(count: int, *, first: bool = False, last: bool = False) -> float:
+        return float(units.stage(Stage(0, ((0, count),), first, last, 1)).total)
+
+    one = seconds(layers) / layers
+    return seconds(0, first=True) / one, seconds(0, last=True) / one
+
+
+def _candidates(layers: int, pp: int, virtual: int, *, own: bool) -> Iterator[Split]:
+    """Splits to choose from; None, the framework's own, where it is one of them or there is no other."""
+    found = []
+    for first, last in product(range(_FEWER + 1), repeat=2):
+        most, left = divmod(layers + first + last, pp)
+        if not left and most % virtual == 0 and most - max(first, last) >= virtual:
+            found.append((most - first, *[most] * (pp - 2), most - last))
+    if own:
+        yield None
+    yield from dict.fromkeys(found)
+    if not own and not found:
+        yield tuple(stop - start for start, stop in split_layers(layers, pp))
 
 
 def _layouts(space: Space) -> Iterator[Layout]:
@@ -326,7 +441,7 @@ def _layouts(space: Space) -> Iterator[Layout]:
     fixed = space.fixed
     tps, cps, eps = ([fixed[n]] if n in fixed else ways for n, ways in (("tp", tps), ("cp", cps), ("ep", eps)))
     spreads = sorted({z in space.cap.hsdp for z in space.values["zero"]})
-    for pp, schedule, virtual in _pipelines(space):
+    for (pp, schedule, virtual), split, losses in _splits(space, _pipelines(space)):
         meshes = []
         for tp, cp in product(tps, cps):
             ways = tp * cp * pp
@@ -341,7 +456,8 @@ def _layouts(space: Space) -> Iterator[Layout]:
                 for shard in _shards(space, dp, spread=spread)
             ]
             if rows:
-                yield _layout({"pp": pp, "pp_schedule": schedule, "virtual_pp": virtual, "spread": spread}, rows)
+                static = {"pp": pp, "pp_schedule": schedule, "virtual_pp": virtual, "pp_layers": split}
+                yield _layout({**static, "losses": losses, "spread": spread}, rows)
 
 
 def _layout(static: Mapping[str, Any], rows: list[tuple[int, ...]]) -> Layout:

@@ -9,7 +9,7 @@ from memfit.report.json import SCHEMA_VERSION, result
 from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
 from memfit.report.plan import price_words, seconds
 from memfit.report.verdict import STYLES, headline
-from memfit.report.words import gib, job_line, moment, signed_gib, value
+from memfit.report.words import gib, job_line, moment, signed_gib, split, value
 
 if TYPE_CHECKING:
     from memfit.planner.difference import Diff, Figures
@@ -135,16 +135,18 @@ def _levers(page: Page, found: Diff) -> list[str]:
         return []
     rows: list[Row] = []
     for change in found.changes:
-        told = ", ".join(f"{n} {_short(a)} -> {_short(b)}" for n, (a, b) in change.fields.items())
+        told = ", ".join(f"{n} {_short(n, a)} -> {_short(n, b)}" for n, (a, b) in change.fields.items())
         time = "" if change.delta_s is None else _later(change.delta_s)
         rows.append([told, _delta(change.delta_bytes), time])
     columns = [Column("from A to B, one after the other", flex=True), Column("GiB", "right"), Column("time", "right")]
     return [*table(page, columns, rows), ""]
 
 
-def _short(item: Any) -> str:
+def _short(name: str, item: Any) -> str:
     from memfit.job import Lora
 
+    if name == "pp_layers":
+        return split(item) if item else "as the framework splits"
     if isinstance(item, Lora):
         return f"rank {item.rank}"
     return "none" if item is None else value(item)

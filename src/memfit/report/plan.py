@@ -11,7 +11,7 @@ from memfit.planner.explain import Step
 from memfit.planner.levers import WORDS
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, cells, clean, paragraph, table
-from memfit.report.words import cards, gib, job_line, percent, signed_gib, value
+from memfit.report.words import cards, gib, job_line, percent, signed_gib, split, uneven, value
 from memfit.units import GIB, format_count
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _price(plan: Plan) -> str:
 
 def _values(plan: Plan) -> Mapping[str, Any]:
     if plan.candidate is not None:
-        return plan.candidate.values
+        return {**plan.candidate.values, "pp_layers": uneven(plan.estimate.resolved)}
     strategy = plan.job.strategy
     return {n: getattr(strategy, n) for n in ("tp", "pp", "weights", "kv")}
 
@@ -154,6 +154,8 @@ def _settings(v: Mapping[str, Any]) -> Iterator[str]:
     if (v.get("pp") or 1) > 1 and v.get("pp_schedule"):
         chunks = f" x{v['virtual_pp']}" if v["virtual_pp"] > 1 else ""
         yield f"{v['pp_schedule']}{chunks}"
+        if v.get("pp_layers"):
+            yield f"layers {split(v['pp_layers'])}"
     if v.get("zero"):
         yield from _sharding(v)
     if "micro_batch" in v:
@@ -280,8 +282,14 @@ def _waterfall(page: Page, answer: Answer) -> list[str]:
 
 def _remedy(step: Step, alone: bool) -> str:
     name = _ENGINE if alone and step.lever == "zero" else WORDS[step.lever]
-    told = ", ".join(f"{n} {value(after)}" for n, (_, after) in step.fields.items() if n != "grad_accum")
+    told = ", ".join(_told(n, after) for n, (_, after) in step.fields.items() if n != "grad_accum")
     return f"{name}: {told}" if told else name
+
+
+def _told(name: str, item: Any) -> str:
+    if name == "pp_layers":
+        return f"layers {split(item)}" if item else "layers as the framework splits"
+    return f"{name} {value(item)}"
 
 
 def _delta(num_bytes: int) -> Cell:
@@ -356,13 +364,13 @@ def _differences(fields: Mapping[str, Any], v: Mapping[str, Any]) -> Iterator[st
     for name, item in fields.items():
         if name in ("dp", "grad_accum") or (name == "dp_shard" and (v["dp_shard"] == v["dp"] or not v["zero"])):
             continue
-        if name in ("pp_schedule", "virtual_pp") and v["pp"] == 1:
+        if name in ("pp_schedule", "virtual_pp", "pp_layers") and v["pp"] == 1:
             continue
         if name == "reshard" and (v["zero"] < 3 or _alone(v)):
             continue
         if name == "sequence_parallel" and v["tp"] == 1:
             continue
-        yield f"{name} {value(item)}"
+        yield _told(name, item)
 
 
 def _sign(amount: float) -> str:

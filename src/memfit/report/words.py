@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from memfit.ledger import PROVENANCES
@@ -68,6 +69,23 @@ def value(item: Any) -> str:
     return clean(item)
 
 
+def split(layers: Sequence[int]) -> str:
+    """The layers of the pipeline ranks, equal neighbours together: ``7 | 8 x 14 | 7``."""
+    runs = [(count, len(list(same))) for count, same in groupby(layers)]
+    return " | ".join(f"{count} x {number}" if number > 1 else str(count) for count, number in runs)
+
+
+def uneven(resolved: Resolved) -> tuple[int, ...] | None:
+    """Layers of the pipeline ranks of a training job, where they are stated or differ."""
+    from memfit.formula.training import rank_layers
+
+    v = resolved.values
+    if v["pp"] == 1 or v["pp_schedule"] == "dualpipe":  # whose ranks have a stage of either direction
+        return v["pp_layers"] if v["pp"] > 1 else None
+    layers = rank_layers(resolved)
+    return layers if v["pp_layers"] or len(set(layers)) > 1 else None
+
+
 def legend(letters: set[str]) -> str:
     """What the given provenance letters mean."""
     return ", ".join(f"{letter} {name}" for name, letter in LETTERS.items() if letter in letters)
@@ -94,7 +112,7 @@ def job_line(estimate: Estimate, without: Collection[str] = ()) -> str:
     """
     v = estimate.resolved.values
     arch = estimate.resolved.arch
-    settings = _serving(v) if v["kind"] == "serve" else _training(v)
+    settings = _serving(v) if v["kind"] == "serve" else _training({**v, "pp_layers": uneven(estimate.resolved)})
     words = ", ".join(text for name, text in settings if name not in without)
     if "model" in without:
         return words
@@ -140,6 +158,8 @@ def _degrees(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("dp", "tp", "pp", "cp", "ep"):
         if v[name] > 1:
             yield name, f"{name} {v[name]}"
+        if name == "pp" and v["pp_layers"]:
+            yield "pp", f"layers {split(v['pp_layers'])}"
     if v["zero"] and v["kind"] == "train":
         yield "zero", f"zero {v['zero']}"
 

@@ -195,7 +195,7 @@ class Shapes:
         return found
 
     def _fused(self, *, backward: bool = False) -> Real:
-        """Fused attention: under context parallelism a kernel for each part of the keys, then the sum of the results."""
+        """Fused attention: under context parallelism a kernel for each part of the keys, then their sum."""
         r, steps = self.r, real(self.d.cp)
         scores, dims, tiles = self._scores()
         seconds = attention(r, scores / steps, dims, tiles, backward=backward) * steps

@@ -117,7 +117,7 @@ class Exchange:
         entry = self._gather(self.shards, outer * float(s.scheme.gathered or s.width))
         width = float(s.scheme.reduce or s.width)
         trained = self.dense + self.expert
-        exit_share = outer / real(self.model.whole())
+        exit_share = outer / most(real(self.model.whole()), 1.0)
         reduce = fab.gather(self.shards, trained * (1.0 - exit_share) * width / self.blocks)
         reduce = reduce + self._of_copies(width) / self.blocks
         leave = self._gather(self.shards, trained * exit_share * width)

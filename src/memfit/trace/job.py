@@ -161,6 +161,7 @@ def training_of(
             rank=rank,
             stages=plan.pp or 1,
             stage=stage,
+            stage_layers=_stage_layers(job, stage, num_layers) if (plan.pp or 1) > 1 else 0,
             schedule=plan.pp_schedule or "1f1b",
             fp32_outputs=mixed and not shard and plan.framework in ACCELERATE,
             keep_outputs=plan.framework == "torch",  # a plain loop holds `out` until the step ends; trainers do not
@@ -173,6 +174,23 @@ def _reduction(rows: Profile, precision: str, low: str) -> str:
     """The type in which a framework's FSDP reduces gradients: 32 bits, or the compute type."""
     width = scheme(rows.sharded[precision]).reduce if precision in rows.sharded else 4
     return "fp32" if width == 4 else low
+
+
+def _stage_layers(job: Job, stage: int, num_layers: int | None) -> int:
+    """Decoder layers of a pipeline stage: as the job says, else as its framework splits them."""
+    from memfit.formula.resolve import resolve
+    from memfit.formula.training import rank_layers
+
+    if num_layers is not None:
+        from memfit.trace.answer import shortened
+
+        job = shortened(job, num_layers)
+    found = rank_layers(resolve(job))
+    if stage >= len(found):
+        raise MemfitError(f"there is no pipeline stage {stage}", hint=f"stages are 0 to {len(found) - 1}")
+    if not found[stage] and 0 < stage < len(found) - 1:
+        raise MemfitError(f"pipeline stage {stage} has no layers: there is nothing to trace")
+    return found[stage]
 
 
 def config_dict(job: Job) -> dict[str, Any]:

@@ -15,11 +15,6 @@ import torch
 from memfit.errors import ConfigError
 
 
-def layers_of(num_layers: int, stages: int, stage: int) -> int:
-    """Layers of a stage: equal shares, the first stages take one more where it does not divide."""
-    return num_layers // stages + (stage < num_layers % stages)
-
-
 def cut(model: Any, stages: int, stage: int) -> None:
     """Take away what the stage does not hold: embedding, final norm, output head.
 

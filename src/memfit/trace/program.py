@@ -50,7 +50,7 @@ def program(training: Training, device: str) -> Program:
         )
     config = hf.config_of(training.config, num_layers=training.num_layers, attention=training.attention)
     if training.stages > 1:
-        hf.set_layers(config, pipeline.layers_of(hf.num_layers(config), training.stages, training.stage))
+        hf.set_layers(config, training.stage_layers)
     values = Values(num_experts=hf.num_experts(config))
     made = Program(
         build=_builder(training, config, device), step=_stepper(training, config, device), before=None, values=values

@@ -37,6 +37,7 @@ class Training:
         tp: tensor-parallel ranks.
         rank: which rank of the data- and tensor-parallel mesh is traced.
         stages, stage: pipeline stages, and the one that is traced.
+        stage_layers: decoder layers of that stage, where there are several.
         schedule: ``gpipe`` keeps all micro-batches in flight, anything else as many as 1F1B does.
         fp32_outputs: the trainer copies the outputs to fp32 (accelerate under autocast).
         keep_outputs: the loop holds the inputs and the model's outputs until the step ends.
@@ -70,6 +71,7 @@ class Training:
     rank: int = 0
     stages: int = 1
     stage: int = 0
+    stage_layers: int = 0
     schedule: str = "1f1b"
     fp32_outputs: bool = False
     keep_outputs: bool = False

@@ -18,15 +18,44 @@ pytest.importorskip("megatron.core")
 
 from check_support import accepted, run, tiny, tokens, torchrun  # noqa: E402
 
+from memfit.formula.training import rank_layers  # noqa: E402
+
 TRAINING = {
     "attention_backend", "data_path", "disable_bias_linear", "fp4_format", "fp4_recipe", "fp8_format", "fp8_recipe",
     "global_batch_size", "group_query_attention", "log_interval", "lr", "lr_decay_style", "max_position_embeddings",
     "micro_batch_size", "min_lr", "mock_data", "num_experts", "num_layers_per_virtual_pipeline_stage",
     "position_embedding_type", "rotary_base", "save", "save_interval", "seq_length", "swiglu", "tokenizer_model",
     "tokenizer_type", "train_iters", "transformer_impl", "untie_embeddings_and_output_weights", "use_mcore_models",
-    "qk_layernorm", "clip_grad", "bf16", "fp16",
+    "qk_layernorm", "clip_grad", "bf16", "fp16", "num_virtual_stages_per_pipeline_rank",
+    "decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers",
 }  # fmt: skip
 """Arguments of megatron/training/arguments.py that no configuration of Megatron-Core holds under the same name."""
+
+
+RENAMED = {
+    "num_experts": "num_moe_experts",
+    "decoder_first_pipeline_num_layers": "num_layers_in_first_pipeline_stage",
+    "decoder_last_pipeline_num_layers": "num_layers_in_last_pipeline_stage",
+}
+"""Argument -> field of ``TransformerConfig``, where they are called differently."""
+
+
+def layers_of_ranks(config):
+    """Decoder layers of each pipeline rank, by Megatron-Core."""
+    from megatron.core.transformer.enums import LayerType
+    from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+    chunks = range(config.virtual_pipeline_model_parallel_size or 1)
+    layout = config.pipeline_model_parallel_layout
+    return tuple(
+        sum(
+            layout.layout[rank][chunk].count(LayerType.decoder)
+            if layout
+            else get_num_layers_to_build(config, vp_stage=chunk, pp_rank=rank)
+            for chunk in chunks
+        )
+        for rank in range(config.pipeline_model_parallel_size)
+    )
 
 
 def arguments(text):
@@ -48,7 +77,7 @@ def arguments(text):
 def typed(values, kind):
     if not values:
         return True
-    if "List" in str(kind) or "list" in str(kind):
+    if ("List" in str(kind) or "list" in str(kind)) and "Union[str, list" not in str(kind):
         return values
     word = values[0]
     return int(word) if re.fullmatch(r"-?\d+", word) else float(word) if re.fullmatch(r"-?\d*\.\d+", word) else word
@@ -79,7 +108,9 @@ def test_core_classes_take_every_argument():
         shaped = {
             key: value for key, value in given.items() if key not in ("attention_backend", "fp8_recipe", "fp4_recipe")
         }
-        renamed = {"num_moe_experts": given["num_experts"]} if "num_experts" in given else {}
+        renamed = {field: given[name] for name, field in RENAMED.items() if name in given}
+        if plan.virtual_pp > 1:
+            renamed["virtual_pipeline_model_parallel_size"] = [str(plan.virtual_pp)]
         import torch
 
         pipeline = {"pipeline_dtype": torch.bfloat16} if plan.pp > 1 else {}
@@ -93,6 +124,7 @@ def test_core_classes_take_every_argument():
         assert config.tensor_model_parallel_size == plan.tp
         assert config.num_layers == plan.arch.decoder.num_layers
         assert config.sequence_parallel == plan.sequence_parallel
+        assert layers_of_ranks(config) == rank_layers(plan.estimate.resolved), what
         assert int(given["global_batch_size"][0]) == plan.global_batch
         count += 1
     assert count > 25
@@ -159,6 +191,7 @@ def test_bridge_builds_every_container(tmp_path, monkeypatch):
         assert config.train.global_batch_size == plan.global_batch
         assert config.ddp.use_distributed_optimizer == (plan.zero > 0)
         assert config.get_data_parallel_size(plan.gpus) == plan.dp
+        assert layers_of_ranks(config.model) == rank_layers(plan.estimate.resolved), what
         assert (config.peft is not None) == plan.adapters
         count += 1
     assert count > 25

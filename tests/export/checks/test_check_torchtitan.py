@@ -11,6 +11,30 @@ pytest.importorskip("torchtitan")
 
 from check_support import accepted, run  # noqa: E402
 
+from memfit.formula.training import rank_layers  # noqa: E402
+
+
+def layers_of_ranks(config, dims):
+    """Decoder layers of each pipeline rank, by torchtitan's own split of the model."""
+    from torchtitan.distributed import pipeline_parallel as own
+
+    mesh = config.parallelism
+    stages, layers, *weights = own._get_pipeline_metadata(dims, mesh, config.model_spec.model)
+    parts = mesh.module_fqns_per_model_part or own._generate_llm_fqn_per_model_part(stages, layers, *weights)
+    assert [name for part in parts for name in part] == [
+        "tok_embeddings", *(f"layers.{i}" for i in range(layers)), "norm", "lm_head",
+    ]  # fmt: skip
+    return tuple(
+        sum(
+            name.startswith("layers.")
+            for index in own._get_pp_rank_to_stage_indices_mapping(
+                rank, dims.pp, mesh.pipeline_parallel_schedule, len(parts)
+            )
+            for name in parts[index]
+        )
+        for rank in range(dims.pp)
+    )
+
 
 @pytest.fixture(autouse=True)
 def hopper(monkeypatch):
@@ -58,6 +82,8 @@ def test_its_manager_builds_every_configuration(tmp_path, monkeypatch):
             world_size=plan.gpus,
         )
         assert dims.world_size == plan.gpus
+        if plan.pp > 1:
+            assert layers_of_ranks(config, dims) == rank_layers(plan.estimate.resolved), what
         sys.modules.pop(name)
         count += 1
     assert count > 30
