@@ -6,13 +6,14 @@ from itertools import pairwise
 import pytest
 from report_fixtures import ESTIMATES, GOLDEN, WIDTHS, fits, make, not_fitting, reading, rendered, sweep, tight
 
+from memfit import estimate
 from memfit.ledger import Entry, Ledger
 from memfit.report.estimate import estimate_text, flags, next_command, quiet_text
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, cells, clean, table, wrap
 from memfit.report.plan import settings as plan_settings
 from memfit.report.sweep import Axis, Sweep, frontier_text, sweep_text
-from memfit.report.words import LETTERS, MARKS, gib, percent, signed_gib, value
+from memfit.report.words import LETTERS, MARKS, gib, job_line, percent, signed_gib, value
 from memfit.units import GIB
 
 TEXTS = {f"{name}-{width}": text for width in WIDTHS for name, text in rendered(width).items()}
@@ -263,3 +264,12 @@ def test_one_rank_shards_nothing():
     assert "reshard" not in plan_settings(lever)
     assert "zero 3, no reshard" in plan_settings({**lever, "dp": 2, "dp_shard": 2})
     assert "zero 3, no reshard" in plan_settings({**lever, "cp": 2, "dp_shard": 1})
+
+
+def test_the_split_of_a_pipeline_in_words():
+    train = {"model": "llama-3.2-1b", "framework": "megatron", "gpu": "h100"}
+    assert "pp 4, layers 3 | 5 x 2 | 3" in job_line(estimate(**train, pp_layers=(3, 5, 5, 3)))
+    assert "layers" not in job_line(estimate(**train, pp=4))
+    served = estimate(model="llama-3.2-1b", kind="serve", gpu="h100", pp=2, pp_layers=(9, 7))
+    assert "layers" not in job_line(served)  # nothing that a served model follows
+    assert any("pp_layers" in text for text in served.warnings)

@@ -158,7 +158,7 @@ def _degrees(v: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("dp", "tp", "pp", "cp", "ep"):
         if v[name] > 1:
             yield name, f"{name} {v[name]}"
-        if name == "pp" and v["pp_layers"]:
+        if name == "pp" and v["pp_layers"] and v["kind"] == "train":
             yield "pp", f"layers {split(v['pp_layers'])}"
     if v["zero"] and v["kind"] == "train":
         yield "zero", f"zero {v['zero']}"
