@@ -339,7 +339,7 @@ def test_a_split_is_refused_where_a_tool_has_no_words_for_it():
          ["--decoder-first-pipeline-num-layers 2", "--num-virtual-stages-per-pipeline-rank 2"]),
         ({"pp_layers": (4, 4, 5, 3)}, ["--pipeline-model-parallel-layout 'Et*4|t*4|t*5|t*3L'"]),
         ({"pp_layers": (7, 9), "virtual_pp": 2, "grad_accum": 8},
-         ["--pipeline-model-parallel-layout 'Et*4|t*5|t*3|t*4L'"]),
+         ["--pipeline-model-parallel-layout 'Et*3|t*5|t*4|t*4L'"]),
         ({"pp_layers": (8, 8)}, ["--pipeline-model-parallel-size 2"]),
     ],
 )  # fmt: skip

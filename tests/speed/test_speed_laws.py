@@ -149,3 +149,22 @@ def test_figures_have_bounds_and_sources():
         assert row["doc"]
         assert row["source"]
     assert len(NAMES) <= 12
+
+
+@pytest.mark.parametrize(
+    ("framework", "loss", "passes"),
+    [("torchtitan", "compiled", 3), ("torchtitan", "chunked", 3), ("trl", "chunked", 4), ("trl", "fused", 3)],
+)
+def test_every_loss_has_the_products_of_the_head(framework, loss, passes):
+    def products(vocab):
+        config = {
+            "model_type": "llama", "vocab_size": vocab, "hidden_size": 2048, "intermediate_size": 8192,
+            "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 16,
+        }  # fmt: skip
+        job = from_kwargs(config=config, gpu="8xh100", framework=framework, loss=loss, seq_len=8192, zero=3)
+        return step_time(job).parts["matmul"]
+
+    # of a large product: 2 * tokens * hidden * vocabulary operations each, at about the card's sustained rate
+    more = products(256 * 1024) - products(128 * 1024)
+    ideal = passes * 2 * 8192 * 2048 * 128 * 1024 / 989e12
+    assert 1.2 < more / ideal < 2.2

@@ -69,6 +69,7 @@ class Loss:
     list: bool = False
     swap: bool = False
     recompute: bool = False
+    at_once: bool = False
     fused: bool = False
 
     @property

@@ -37,10 +37,13 @@ def split_ranks(layers: Sequence[int], chunks: int) -> list[tuple[int, int]]:
     """Contiguous ranges of all model chunks of a pipeline (chunk c of rank r is number r + ranks * c).
 
     Args:
-        layers: of each rank, which its chunks share as evenly as possible, the longer ones first.
+        layers: of each rank, which its chunks share as evenly as possible, the longer ones first; on the first rank
+            the shorter ones, since its first chunk has the embedding.
         chunks: of each rank.
     """
     shares = [[stop - start for start, stop in split_layers(n, chunks)] for n in layers]
+    if len(layers) > 1:
+        shares[0].reverse()
     return in_order([share[chunk] for chunk in range(chunks) for share in shares])
 
 

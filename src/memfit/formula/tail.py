@@ -65,7 +65,14 @@ def tail(
     if loss and loss.recompute:
         temp: Form = {"Vs": w + 8}
         out = tape.op(
-            "sliced_loss", [h], "T", 4, saved=[h], forward_temp=temp, backward_temp={"Vs": 12}, weight_grad=fresh
+            "chunked_loss" if loss.at_once else "sliced_loss",
+            [h],
+            "T",
+            4,
+            saved=[h],
+            forward_temp=temp,
+            backward_temp={"Vs": 12},
+            weight_grad=fresh,
         )
         return tape.compile(out)
     copy = rec.weight_copy("w.head") if head_trained else []

@@ -351,11 +351,11 @@ def _pipelines(space: Space) -> Iterator[tuple[int, str, int]]:
                 if fixed.get("virtual_pp", 1) == 1:
                     yield pp, schedule, 1
                 continue
-            most = min(layers // pp, _MOST_VIRTUAL)
+            most = min((layers + spare[-1]) // pp, _MOST_VIRTUAL)
             chunks = [fixed["virtual_pp"]] if "virtual_pp" in fixed else range(2, most + 1)
             for v in chunks:
                 whole = any((layers + fewer) % (pp * v) == 0 for fewer in spare)
-                if "virtual_pp" in fixed or (whole and pp * v <= layers):
+                if "virtual_pp" in fixed or whole:
                     yield pp, schedule, v
 
 
@@ -388,7 +388,9 @@ def _worth(space: Space, pp: int, schedule: str, virtual: int) -> dict[Split, fr
     layers = space.base.arch.num_layers
     ends = profile(space.cap.name).pipeline_ends
     made: dict[tuple[int, ...], tuple[float, Split]] = {}
-    for split in _candidates(layers, pp, virtual, own=space.cap.uneven or layers % (pp * virtual) == 0):
+    for split in _candidates(
+        layers, pp, virtual, own=(space.cap.uneven and pp * virtual <= layers) or layers % (pp * virtual) == 0
+    ):
         ranks = stages(
             layers, pp=pp, schedule=schedule, virtual=virtual, micro_batches=_MANY, layers=split or (), ends=ends
         )
@@ -427,7 +429,8 @@ def _candidates(layers: int, pp: int, virtual: int, *, own: bool) -> Iterator[Sp
     found = []
     for first, last in product(range(_FEWER + 1), repeat=2):
         most, left = divmod(layers + first + last, pp)
-        if not left and most % virtual == 0 and most - max(first, last) >= virtual:
+        # a chunk of the first or the last rank may be the embedding or the head alone
+        if not left and most % virtual == 0 and most // virtual >= max(first, last):
             found.append((most - first, *[most] * (pp - 2), most - last))
     if own:
         yield None

@@ -22,6 +22,10 @@ MOVES = frozenset({"all-gather", "reduce-scatter"})
 SCORES = frozenset({"scores", "context"})
 """The two products of attention that is written out."""
 
+HEADS = {"sliced_loss": 2, "chunked_loss": 1, "fused_loss": 1}
+"""Operations that hold the output head and the loss -> how often they make the logits. The logits never exist whole:
+slices run again for the backward pass; fused kernels make the gradients with the logits (Liger)."""
+
 
 CAST_BYTES = 4
 """Bytes per element to make an 8-bit operand: read 2, write 1, and 1 for the transposed copy (Transformer Engine)."""
@@ -202,6 +206,23 @@ def _compiled(ops: list[Op], output: Value, forward: Pass, backward: Pass) -> No
             _plus(backward.traffic, value, 2)
 
 
+def _head(op: Op, forward: Pass, backward: Pass) -> None:
+    """The head's products and the passes over the logits of an operation that makes them a part at a time."""
+    source, times = op.inputs[0], HEADS[op.name]
+    trained = "w.head" in op.weight_grad or any(kept.atom == "w.head" for kept in op.saved)
+    item = Product(Side(source.atom), Side("V"), trained, source.grad, routed=False)
+    forward.products += [item] * times
+    backward.products.append(item)
+    width = op.inputs[0].width
+    forwards = sum(op.forward_temp.get(atom, 0) for atom in ("V", "Vs")) or width
+    backwards = sum(op.backward_temp.get(atom, 0) for atom in ("V", "Vs")) or width
+    add(forward.traffic, "V", 2 * forwards * times)
+    add(backward.traffic, "V", 2 * backwards)
+    for target in (forward, backward):
+        target.kernels += 1
+        target.operations += 1
+
+
 def work(
     program: Program, style: Style, *, fused_softmax: bool, early_stop: bool, policy: str, casts: bool = False
 ) -> Work:
@@ -254,6 +275,8 @@ def work(
             if _bias(op):
                 _plus(backward.traffic, op.output)
                 backward.kernels += 1
+        elif op.name in HEADS:
+            _head(op, forward, backward)
         elif op.name in SCORES:
             for target in targets:
                 target.scores.append(op.output.width)
