@@ -55,13 +55,52 @@ def one(name: str) -> dict[str, Any]:
     }
 
 
+PHASES = {"8,192 tokens": (8192, 2048, 1), "131,072 tokens": (131072, 128, 16)}
+"""Phase of Llama 3's pre-training -> (tokens of a sequence, sequences of a batch of 16M tokens, cp)."""
+
+
+def published(framework: str, seq_len: int, batch: int, cp: int, memory_gib: float | None) -> list[Any]:
+    """Seconds of the best plan, of the best with the published layout, and what both are."""
+    from memfit.job import from_kwargs
+    from memfit.planner import Request, plan
+
+    asked: dict[str, Any] = {
+        "model": "llama-3.1-405b", "gpu": "16384xh100", "framework": framework, "seq_len": seq_len, "global_batch": batch,
+        "memory_gib": memory_gib,
+    }  # fmt: skip
+    found = []
+    for fixed in ({}, {"tp": 8, "pp": 16, "cp": cp}):
+        answer = plan(Request(job=from_kwargs(**asked, **fixed)))
+        best = min(answer.plans, key=lambda p: p.step_s or float("inf"))
+        s = best.job.strategy
+        what = f"tp {s.tp} cp {s.cp} pp {s.pp} x{s.virtual_pp or 1} {s.checkpointing}"
+        found.append((best.step_s, what + " offload" * bool(s.offload)))
+    (optimum, one), (theirs, other) = found
+    return [f"{optimum:.2f}", one, f"{theirs:.2f}", other, f"{theirs / optimum - 1:+.1%}"]
+
+
+def compare_published() -> None:
+    """Print how far the published layouts lie from the optimum."""
+    rows = []
+    for framework in ("torchtitan", "megatron"):
+        for phase, (seq_len, batch, cp) in PHASES.items():
+            for memory, told in ((None, "80 GB"), (4096.0, "no limit")):
+                rows.append([framework, phase, told, *published(framework, seq_len, batch, cp, memory)])
+    head = ["framework", "phase", "memory", "optimum s", "with", "published s", "with", "apart"]
+    print(text_table(head, rows))
+
+
 def main() -> int:
     """Ask every question in a process of its own and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="leave out the largest questions")
+    parser.add_argument("--published", action="store_true", help="Llama 3's layout against the optimum")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.published:
+        compare_published()
+        return 0
     if options.one:
         print(json.dumps(one(options.one)))
         return 0

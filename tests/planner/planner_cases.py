@@ -68,3 +68,12 @@ def brute_force(space, limit, **limits):
         fitting = seconds[need <= limit]
         best = min(best, fitting.min(initial=np.inf))
     return float(best)
+
+
+def simplest(space, limit, border):
+    """The least (tp * pp * cp, offloaded tensors) of all candidates that fit and take at most ``border`` seconds."""
+    found = set()
+    for whole, columns, seconds, need in every_candidate(space):
+        good = (need <= limit) & (seconds <= border)
+        found |= {(int(m), len(whole["offload"])) for m in (columns["tp"] * columns["cp"] * whole["pp"])[good]}
+    return min(found)

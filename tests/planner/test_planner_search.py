@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planner_cases import SMALL, brute_force, every_candidate, limit_of, space_of
+from planner_cases import SMALL, brute_force, every_candidate, limit_of, simplest, space_of
 
 from memfit.formula.slack import most_needed, need_band
 from memfit.job import from_kwargs
 from memfit.planner import levers
-from memfit.planner.search import Search
+from memfit.planner.search import TIE, Search
 from memfit.planner.space import _candidates, _worth
 from memfit.speed import step_time
 
@@ -20,9 +20,18 @@ def test_the_search_finds_what_brute_force_finds(name):
     for share in (1.0, 0.6):
         limit = int(limit_of(space) * share)
         outcome = Search(space, limit_bytes=limit).run()
-        found = outcome.best[0].seconds if outcome.best else np.inf
+        found = outcome.fastest.seconds if outcome.fastest else np.inf
         assert found == pytest.approx(brute_force(space, limit), rel=1e-12), (name, share)
         assert all(c.need_bytes <= limit for c in (*outcome.best, *outcome.front))
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_of_plans_that_tie_the_simplest_comes_first(name):
+    space = space_of(SMALL[name])
+    outcome = Search(space, limit_bytes=limit_of(space)).run()
+    border = outcome.fastest.seconds * (1 + TIE)
+    assert outcome.best[0].seconds <= border
+    assert outcome.best[0].simple[:2] == simplest(space, limit_of(space), border)
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -30,7 +39,7 @@ def test_reserved_memory_stays_on_the_card_too(name):
     space = space_of(SMALL[name])
     limit, calm = limit_of(space), (space.base.capacity_bytes, 0.01)
     outcome = Search(space, limit_bytes=limit, calm=calm).run()
-    found = outcome.best[0].seconds if outcome.best else np.inf
+    found = outcome.fastest.seconds if outcome.fastest else np.inf
     assert found == pytest.approx(brute_force(space, limit, calm=calm), rel=1e-12)
     assert found >= brute_force(space, limit)
 

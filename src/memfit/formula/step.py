@@ -502,8 +502,11 @@ class StageModel:
         shard_grads = c.zero >= 2
         reduced_grads = self._shard(dense, expert, shard_grads) * grad_width
         all_grads = self._whole(dense, expert) if self.whole_grads else reduced_grads
-        if c.in_backward or "gradients" in c.offload:
+        if c.in_backward:
             all_grads = reduced_grads = 0
+        elif "gradients" in c.offload:  # the reduced ones; what accumulates whole stays on the card
+            reduced_grads = 0
+            all_grads = all_grads if self.whole_grads else 0
         if "optimizer" in c.offload:
             master, states = 0, 0
             if shard_grads:

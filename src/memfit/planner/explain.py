@@ -13,12 +13,8 @@ from memfit.planner.capabilities import excluded
 from memfit.planner.changes import changed
 from memfit.planner.planning import Found, today_values
 from memfit.planner.plans import Plan
-from memfit.planner.search import Candidate, at
+from memfit.planner.search import TIE, Candidate, at
 from memfit.planner.space import Space
-
-TIE = 0.02
-"""Plans whose times differ by less are equal: repeated runs of one configuration differ by up to 1 %, the same design
-at two vendors by 2 % (MLPerf step times)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +163,8 @@ def binding(found: Found) -> Binding:
     assert plan.candidate is not None
     assert plan.parts is not None
     assert plan.step_s is not None
-    if unlimited is not None and unlimited.seconds < plan.candidate.seconds * (1 - TIE / 2):
+    fastest = found.outcome.fastest or plan.candidate
+    if unlimited is not None and unlimited.seconds < fastest.seconds * (1 - TIE / 2):
         book = plan.estimate.ledger
         return Binding(
             kind="memory",
@@ -215,5 +212,6 @@ def probes(found: Found) -> tuple[Probe, ...]:
         if plan.step_s / best.step_s - 1 <= 5 * TIE:
             fields = {n: x for n, x in plan.candidate.values.items() if best.candidate.values[n] != x}
             gap = plan.step_s / best.step_s - 1
-            out.append(Probe(why=f"{gap:.1%} slower by the model, which errs by more than that", fields=fields))
+            side = "slower" if gap >= 0 else "faster"
+            out.append(Probe(why=f"{abs(gap):.1%} {side} by the model, which errs by more than that", fields=fields))
     return tuple(out)

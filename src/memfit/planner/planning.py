@@ -19,7 +19,7 @@ from memfit.planner.capabilities import allowed, assumed_host_bytes, default_fra
 from memfit.planner.changes import penalty
 from memfit.planner.plans import Plan, make_plan
 from memfit.planner.request import Option, Request, options
-from memfit.planner.search import Candidate, Outcome, Search
+from memfit.planner.search import Candidate, Outcome, Search, settled, ties
 from memfit.planner.space import Space, make_space
 
 HOST_SHARE = 0.8
@@ -214,7 +214,7 @@ def _best_of(request: Request, fields: Sequence[Field], seq_len: int | None = No
             continue
         outcome = search(request, field, bar=bar if _by_time(request) else float("inf"))
         outcomes[index] = outcome
-        ranked += [((c.penalty, c.seconds * weigh), index, c) for c in outcome.best]
+        ranked += [(_place(outcome, i, weigh), index, c) for i, c in enumerate(outcome.best)]
         ranked = sorted(ranked, key=lambda r: (r[0], r[2].order, r[1]))[: request.top]
     if not ranked:
         # what only just runs, the allocator at work in every step, is better than nothing
@@ -229,6 +229,15 @@ def _best_of(request: Request, fields: Sequence[Field], seq_len: int | None = No
         best=ranked[0][1],
         seq_len=seq_len,
     )
+
+
+def _place(outcome: Outcome, index: int, weigh: float) -> tuple[float, ...]:
+    """The place of a search's candidate among all sets of GPUs: those that tie stay in the search's order."""
+    one, fastest = outcome.best[index], outcome.fastest
+    assert fastest is not None
+    if ties(one, fastest):
+        return one.penalty, fastest.seconds * weigh, index
+    return one.penalty, one.seconds * weigh, 0
 
 
 def search(request: Request, field: Field, *, bar: float = float("inf"), keep: int | None = None) -> Outcome:
@@ -261,7 +270,9 @@ def _either(one: Outcome, other: Outcome, keep: int) -> Outcome:
     best: dict[tuple[Any, ...], Candidate] = {}
     for candidate in sorted((*one.best, *other.best), key=lambda c: c.order):
         best.setdefault(candidate.apart, candidate)
-    return replace(one, best=tuple(best.values())[:keep], evaluated=one.evaluated + other.evaluated)
+    ranked = tuple(best.values())
+    fastest = ranked[0] if ranked else None
+    return replace(one, best=settled(ranked)[:keep], fastest=fastest, evaluated=one.evaluated + other.evaluated)
 
 
 def _penalty(request: Request) -> dict[str, Any]:

@@ -32,6 +32,10 @@ APART = ("tp", "pp", "cp", "ep", "zero", "micro_batch", "precision", "optimizer"
 RANK = 1e9
 """Seconds that one unit of a penalty weighs: more than any step takes."""
 
+TIE = 0.02
+"""Plans whose times differ by less are equal: repeated runs of one configuration differ by up to 1 %, the same design
+at two vendors by 2 % (MLPerf step times)."""
+
 NEARLY = 1.2
 """Another pipeline schedule does not save a sixth of what plain 1F1B needs."""
 
@@ -63,6 +67,13 @@ class Candidate:
         return tuple(min(v[name], 1) if name == "zero" and alone else v[name] for name in APART)
 
     @property
+    def simple(self) -> tuple[int, ...]:
+        """How much it asks of links, of the host and of the framework; less is simpler."""
+        v = self.values
+        needless = v["zero"] > 0 and v["dp"] * v["cp"] == 1 and not v["offload"]
+        return (v["tp"] * v["pp"] * v["cp"], len(v["offload"]), int(needless))
+
+    @property
     def order(self) -> tuple[Any, ...]:
         """Best first, ties by need, then by the values themselves, so that the answer never depends on chance."""
         return (self.penalty, self.seconds, self.need_bytes, tuple(str(self.values[n]) for n in levers.ALL))
@@ -73,7 +84,8 @@ class Outcome:
     """What a search found.
 
     Attributes:
-        best: best first, each apart from the others.
+        best: best first, each apart from the others; of those that tie with the fastest the simplest first.
+        fastest: the best without that rule, None when nothing fits.
         unlimited: the best if memory were no limit (its ``need_bytes`` is that of its fastest form), None without rows.
         leanest: the candidate that needs least, fitting or not; None without rows.
         front: evaluated candidates that fit and that none beats in both time and need, fastest first.
@@ -82,6 +94,7 @@ class Outcome:
     """
 
     best: tuple[Candidate, ...]
+    fastest: Candidate | None
     unlimited: Candidate | None
     leanest: Candidate | None
     front: tuple[Candidate, ...]
@@ -96,15 +109,28 @@ class _State:
     found: dict[tuple[Any, ...], Candidate] = field(default_factory=dict)
     fitting: list[tuple[float, int, Candidate]] = field(default_factory=list)
     threshold: float = float("inf")
+    ties: float = float("inf")
+    mesh: float = float("inf")
     evaluated: int = 0
 
     def add(self, candidate: Candidate) -> None:
         known = self.found.get(candidate.apart)
         if known is None or candidate.order < known.order:
             self.found[candidate.apart] = candidate
-        if len(self.found) >= self.keep:
-            scores = sorted(c.penalty * RANK + c.seconds for c in self.found.values())
-            self.threshold = min(self.threshold, scores[self.keep - 1])
+        if len(self.found) < self.keep:
+            return
+        ranked = sorted(self.found.values(), key=lambda c: c.penalty * RANK + c.seconds)
+        last, fastest = ranked[self.keep - 1], ranked[0]
+        self.threshold = min(self.threshold, last.penalty * RANK + last.seconds)
+        self.ties = min(self.ties, max(self.threshold, fastest.penalty * RANK + fastest.seconds * (1 + TIE)))
+        self.mesh = min(c.simple[0] for c in ranked if ties(c, fastest))
+
+    def limits(self, rows: Mapping[str, Ints], pp: int) -> Any:
+        """What the score of each row must not exceed: a tie is of interest where it is no less simple."""
+        import numpy as np
+
+        mesh = rows["tp"] * rows["cp"] * pp
+        return np.where(mesh <= self.mesh, self.ties, self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +180,7 @@ class Search:
         self.host = host_bytes
         self.penalty = penalty
         self.calibration = calibration
-        self.state = _State(keep, threshold=bar)
+        self.state = _State(keep, threshold=bar, ties=bar)
         self.unlimited: Candidate | None = None
         self.leanest: Candidate | None = None
 
@@ -165,7 +191,8 @@ class Search:
             self._enter(node)
         ranked = sorted(self.state.found.values(), key=lambda c: c.order)
         return Outcome(
-            best=tuple(ranked[: self.state.keep]),
+            best=settled(ranked)[: self.state.keep],
+            fastest=ranked[0] if ranked else None,
             unlimited=self.unlimited,
             leanest=self.leanest,
             front=_front(self.state.fitting),
@@ -338,7 +365,8 @@ class Search:
         if not timed:
             seconds = self._time(whole.chosen, whole.rows)
             whole = replace(whole, seconds=seconds)
-            quick = self.penalty(whole.chosen, whole.rows) * RANK + seconds <= self.state.threshold
+            limits = self.state.limits(whole.rows, whole.chosen["pp"])
+            quick = self.penalty(whole.chosen, whole.rows) * RANK + seconds <= limits
             node, whole = _keep(node, quick), _keep(whole, quick)
             if not len(whole.seconds):
                 return node
@@ -347,7 +375,7 @@ class Search:
         whole = _keep(replace(whole, need=need), fits)
         penalty = np.broadcast_to(np.asarray(self.penalty(whole.chosen, whole.rows), dtype=float), whole.seconds.shape)
         for i in np.lexsort((whole.need, whole.seconds, penalty)):
-            if penalty[i] * RANK + whole.seconds[i] > self.state.threshold:
+            if penalty[i] * RANK + whole.seconds[i] > self.state.ties:
                 break
             candidate = _candidate(whole, int(i), float(penalty[i]))
             self.state.add(candidate)
@@ -356,7 +384,7 @@ class Search:
 
     def _in_time(self, node: _Node) -> _Node:
         score = self.penalty(node.chosen, node.rows) * RANK + node.seconds
-        return _keep(node, score <= self.state.threshold)
+        return _keep(node, score <= self.state.limits(node.rows, node.chosen["pp"]))
 
     # ---- bounds -----------------------------------------------------------------------------------------------------
 
@@ -451,6 +479,17 @@ class Search:
             lean = next(self._lean(values, levers.BOUNDED), None)
             if lean is not None:
                 self.leanest = _candidate(_Node(lean, rows, np.zeros(len(need)), need), i, 0.0)
+
+
+def ties(candidate: Candidate, fastest: Candidate) -> bool:
+    """Whether a candidate is as good as the fastest, as far as a model can tell."""
+    return candidate.penalty == fastest.penalty and candidate.seconds <= fastest.seconds * (1 + TIE)
+
+
+def settled(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Candidates, best first, with those that tie with the fastest ordered by how simple they are."""
+    near = [c for c in ranked if ties(c, ranked[0])]
+    return (*sorted(near, key=lambda c: (c.simple, c.order)), *(c for c in ranked if not ties(c, ranked[0])))
 
 
 def _smallest(columns: Mapping[str, Ints]) -> dict[str, Ints]:

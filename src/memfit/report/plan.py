@@ -319,6 +319,9 @@ def _others(page: Page, answer: Answer) -> list[str]:
     for i, loss in enumerate(answer.losses, start=2):
         plan = loss.plan
         worse = [f"{words.get(n, n).partition(' that ')[0]} {_sign(s)}" for n, s in loss.parts if s > 0][:2]
+        if loss.delta_s < 0:
+            share = -loss.delta_s / ((plan.step_s or 0.0) - loss.delta_s)
+            worse = [f"a tie: {share:.1%} faster by the model, less simple"]
         if fewer := _penalty(answer, plan):
             worse = [fewer]
         differs = {n: x for n, x in _values(plan).items() if best.get(n) != x}

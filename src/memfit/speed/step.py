@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from memfit.errors import MemfitError
@@ -60,9 +59,24 @@ class Compiled:
     entry: Work
 
 
-@lru_cache(maxsize=4096)
+_WORK: dict[Any, tuple[Any, Compiled]] = {}
+_MOST_WORK = 1024
+
+
 def compiled(s: Setup, f: Framework) -> Compiled:
-    """The work of a setup's programs."""
+    """The work of a setup's programs; setups that share them share it."""
+    programs = (s.decoder.kinds, *(t.kinds for t in s.towers), s.tail, s.entry)
+    key = (*map(id, programs), s.style, s.choices.precision in LOW_PRECISION, f)
+    known = _WORK.get(key)
+    if known is None:
+        if len(_WORK) >= _MOST_WORK:
+            _WORK.clear()
+        # the programs are kept with their work, so that no others can have their identity
+        known = _WORK[key] = (programs, _compiled(s, f))
+    return known[1]
+
+
+def _compiled(s: Setup, f: Framework) -> Compiled:
     low = s.choices.precision in LOW_PRECISION
 
     def of(tower: Tower) -> tuple[Work, ...]:
