@@ -65,7 +65,8 @@ def published(framework: str, seq_len: int, batch: int, cp: int, memory_gib: flo
     from memfit.planner import Request, plan
 
     asked: dict[str, Any] = {
-        "model": "llama-3.1-405b", "gpu": "16384xh100", "framework": framework, "seq_len": seq_len, "global_batch": batch,
+        "model": "llama-3.1-405b", "gpu": "16384xh100", "framework": framework, "seq_len": seq_len,
+        "global_batch": batch,
         "memory_gib": memory_gib,
     }  # fmt: skip
     found = []
