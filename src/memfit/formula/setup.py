@@ -369,7 +369,7 @@ def setup(arch: Architecture, c: Choices) -> Setup:
         final_norm=held(arch.final_norm, c.training, quantise=quantise),
         head=head,
         tail=end,
-        head_made=ends(loss=None).forward if prof.loop_logits else (),
+        head_made=ends(loss=None).forward if prof.loop_logits or (prof.hold_logits and c.accumulates) else (),
         tail_forward=split_forms(end.forward),
         tail_backward=split_forms(end.backward),
         entry=entry(

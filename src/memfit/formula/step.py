@@ -668,7 +668,7 @@ class StageModel:
         fresh = fresh if s.scheme.fresh or not s.scheme.fused_accumulation else 0
         # the input of the tail is the last block's output, counted once
         common = {**base, "kept": kept}
-        made = highest(s.head_made, atoms) + held if s.profile.loop_logits else 0
+        made = highest(s.head_made, atoms) + held if s.head_made else 0
         # what the caller holds are the logits that the loss works on, or those of the step before
         return held, [
             Moment(

@@ -235,5 +235,6 @@ def _stepper(t: Training, config: Any, device: str) -> Callable[[Any], None]:
             (model if t.partition else optimizer).zero_grad(set_to_none=t.set_to_none)
         elif not t.optimizer_in_backward:
             model.zero_grad(set_to_none=t.set_to_none)
+        held.clear()
 
     return step
