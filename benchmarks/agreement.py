@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from memfit.formula.dims import evaluate
+from memfit.formula.kept import layer_kept
 from memfit.formula.resolve import resolve
 from memfit.formula.setup import Setup
-from memfit.formula.step import StageModel
+from memfit.formula.stage import StageModel
 from memfit.formula.training import dims_of, peaks, setup_of
 from memfit.job import parse
 from memfit.models import catalog
@@ -273,7 +274,7 @@ class Prediction:
             count = d.images * tower.stack.tokens if tower.stack.tokens else d.seq_len
             tokens = d.tokens if tower is s.decoder else d.micro_batch * count
             for i in range(tower.stack.num_layers - tower.stack.unread):
-                out[tower.stack.prefix.format(i)] = int(sum(self.model.layer_kept(tower, i, tokens, tokens)))
+                out[tower.stack.prefix.format(i)] = int(sum(layer_kept(self.model, tower, i, tokens, tokens)))
         return out
 
     def tail_kept(self) -> int:

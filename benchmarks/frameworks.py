@@ -21,8 +21,9 @@ from typing import Any
 from _frameworks.common import Missing, Setting
 from _shared import text_table
 from agreement import Prediction, form_rows, percent, spelled, tensor
+from memfit.formula.kept import layer_kept
 from memfit.formula.resolve import resolve
-from memfit.formula.step import StageModel
+from memfit.formula.stage import StageModel
 from memfit.formula.training import dims_of, peaks, setup_of
 from memfit.job import parse
 
@@ -92,7 +93,7 @@ def layer_of(p: Prediction, inside: dict[str, list[Any]], *, split: bool) -> tup
     """Bytes that a layer keeps: (formula, trace); ``split``: the mean of all, else the median."""
     layers = len(inside) or 1
     tower = p.setup.decoder
-    ours = int(p.model.layer_kept(tower, layers // 2, p.model.d.tokens, p.model.d.stream_tokens))
+    ours = int(layer_kept(p.model, tower, layers // 2, p.model.d.tokens, p.model.d.stream_tokens))
 
     def kept(rows: list[Any]) -> int:
         return sum(row[0] for row in rows if not (row[1] == "aten::_to_copy" and weight_like(p, row[3])))

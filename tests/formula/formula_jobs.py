@@ -8,7 +8,7 @@ from typing import Any
 from memfit.formula.dims import Dims, evaluate
 from memfit.formula.resolve import resolve
 from memfit.formula.setup import Setup
-from memfit.formula.step import StageModel
+from memfit.formula.stage import StageModel
 from memfit.formula.training import StagePeak, dims_of, peaks, setup_of, stages_of
 from memfit.job import from_kwargs
 from memfit.models import catalog

@@ -6,7 +6,7 @@ import pytest
 from formula_jobs import parts_of
 from hypothesis import given, settings
 
-from memfit.formula.step import StageModel
+from memfit.formula.stage import StageModel
 from memfit.formula.timeline import play
 from memfit.formula.training import stage_peak, stages_of
 from strategies import jobs

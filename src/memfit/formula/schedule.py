@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from itertools import accumulate
 
 from memfit.formula.dims import Int, cdiv, minimum
-from memfit.formula.step import Stage
+from memfit.formula.stage import Stage
 
 
 def in_order(sizes: Sequence[int]) -> list[tuple[int, int]]:

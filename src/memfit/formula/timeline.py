@@ -16,7 +16,8 @@ from memfit.formula.dims import Dims
 from memfit.formula.profile import Dtype
 from memfit.formula.roles import SUMS, tensor_atom
 from memfit.formula.setup import Kind, Setup, Tower
-from memfit.formula.step import Stage, StageModel
+from memfit.formula.sharding import gathered_width
+from memfit.formula.stage import Stage, StageModel
 from memfit.formula.tape import Step
 from memfit.ledger import Component, Event, Timeline
 from memfit.models.architecture import Tensor
@@ -239,7 +240,7 @@ class Player:
         if not self.sharded or layer in gathered:
             return
         kind = self.s.decoder.kinds[self.s.decoder.stack.layout[layer]]
-        num, den = self.m.gathered_width(kind)
+        num, den = gathered_width(self.m, kind)
         size = int(self.m.block_weights(kind)) * num // den
         gathered[layer] = [(self._all_gather(size, f"layers.{layer}"), size, COMPUTE)]
 

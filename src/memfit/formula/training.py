@@ -8,13 +8,16 @@ from typing import Any
 
 from memfit.errors import JobError
 from memfit.formula.dims import Dims, Int, maximum, where
+from memfit.formula.host import host_bytes
 from memfit.formula.profile import Profile
 from memfit.formula.resolve import Resolved
 from memfit.formula.runtime import CONTEXT_BYTES, nccl_bytes
 from memfit.formula.schedule import distinct, stages
 from memfit.formula.setup import Setup, choices, setup
+from memfit.formula.sharding import stream_pools, whole_grads
 from memfit.formula.slack import fragments
-from memfit.formula.step import ENTRIES, Moment, Stage, StageModel
+from memfit.formula.stage import Stage, StageModel
+from memfit.formula.step import ENTRIES, Moment, StepModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def _pick(which: Int, values: list[Int]) -> Int:
 def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
     """The fullest moment of one stage, with its slack."""
     model = StageModel(s, d, stage)
-    moments = model.moments()
+    moments = StepModel(model).moments()
     totals = [moment.total for moment in moments]
     top, which = totals[0], 0
     for index in range(1, len(moments)):
@@ -138,20 +141,20 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
         peak = Moment(chosen.phase, chosen.what, {**_NOTHING, **chosen.parts})
     else:
         peak = Moment("", "", {name: _pick(which, [m.parts.get(name, 0) for m in moments]) for name in ENTRIES})
-    streams = model.stream_pools()
+    streams = stream_pools(model)
     late = not s.scheme.always
     reserved: Int = top
     for moment, total in zip(moments, totals, strict=True):
         held = total
         if streams is not None:
             # reduced gradients and reductions live on streams of their own: their peak adds to that of everything else
-            reduced = 0 if model.whole_grads else moment.parts.get("grads", 0)
+            reduced = 0 if whole_grads(model) else moment.parts.get("grads", 0)
             held = maximum(total, total - reduced + streams)
         if not grows(s.profile, rocm=s.choices.rocm):
             held = held + fragments(moment.parts, states_late=late)
         reserved = maximum(reserved, held)
     slack = reserved - top
-    return StagePeak(stage, moments, peak, slack, model.host_bytes(), which)
+    return StagePeak(stage, moments, peak, slack, host_bytes(model), which)
 
 
 def _alike(s: Setup) -> list[tuple[int, bool, bool]]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from memfit.formula.dims import Dims, Group, Int, cdiv, groups
+from memfit.formula.dims import Dims, Group, Int, groups
 from memfit.models.architecture import Architecture, Block, Tensor
 
 LINEAR_ALL = "all-linear"
@@ -179,7 +179,11 @@ def held(
     )
 
 
-def local(parts: tuple[Group, ...], d: Dims, num_kv: int, *, expert: bool | None = None) -> Int:
+UNBOUND = 1 << 30
+"""Key/value heads of what has none: more than any degree of tensor parallelism."""
+
+
+def local(parts: tuple[Group, ...], d: Dims, num_kv: int = UNBOUND, *, expert: bool | None = None) -> Int:
     """Elements of groups on one rank; ``expert`` picks only (non-)expert groups."""
     total: Int = 0
     for g in parts:
@@ -190,15 +194,7 @@ def local(parts: tuple[Group, ...], d: Dims, num_kv: int, *, expert: bool | None
 
 def num_kv(block: Block) -> int:
     """Key/value heads, which bound how far their projections are split."""
-    return block.attention.num_kv_heads if block.attention and block.attention.kind == "gqa" else 1 << 30
-
-
-def sharded(dense: Int, expert: Int, d: Dims) -> Int:
-    """Elements of one data-parallel shard: experts are shared by fewer ranks when ep > 1."""
-    ways = d.dp_shard * d.cp
-    from memfit.formula.dims import maximum
-
-    return cdiv(dense, ways) + cdiv(expert, maximum(ways // d.ep, 1))
+    return block.attention.num_kv_heads if block.attention and block.attention.kind == "gqa" else UNBOUND
 
 
 def matrix_share(arch: Architecture) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from memfit.formula.arrays import LARGEST
 from memfit.formula.profile import profile
 from memfit.formula.resolve import Resolved, check_split, resolve
 from memfit.formula.schedule import split_layers, stages
-from memfit.formula.step import Stage
+from memfit.formula.stage import Stage
 from memfit.formula.training import dims_of, setup_of
 from memfit.hardware import Cluster, Gpu, make_cluster
 from memfit.job import Job, Strategy

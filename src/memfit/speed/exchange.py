@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from memfit.formula.dims import Dims
 from memfit.formula.setup import Setup
-from memfit.formula.step import StageModel
+from memfit.formula.sharding import gathered_width, stays_gathered, whole_grads
+from memfit.formula.stage import StageModel
 from memfit.formula.weights import local
 from memfit.speed.block import Machine
 from memfit.speed.network import Group
@@ -93,7 +94,7 @@ class Exchange:
         c, f = self.s.choices, self.m.framework
         once = self._reduce(c.zero)
         # the embedding's gradient and the last bucket are ready when the backward pass ends
-        last = real(local(self.s.embedding.trained, self.d, 1 << 30) if self.model.stage.first else 0)
+        last = real(local(self.s.embedding.trained, self.d) if self.model.stage.first else 0)
         first = last / most(self.dense, 1.0) + 1.0 / self._buckets(float(self.model.grad_width))
         first = least(first, 1.0)
         shown = once if f.ddp == "after" else self._beside(once, p.backward_s, first)
@@ -106,7 +107,7 @@ class Exchange:
 
     def _sharded(self, p: Pipeline) -> Real:
         s, f, fab = self.s, self.m.framework, self.m.fabric
-        num, den = self.model.gathered_width(s.decoder.kinds[0])
+        num, den = gathered_width(self.model, s.decoder.kinds[0])
         outer = real(self.model.outer_weights() if s.sharding.root else self.model.embedding_weights())
         each = (real(self.model.whole()) - real(self.model.outer_weights())) * (num / den) / self.blocks
         number = 1.0
@@ -126,12 +127,12 @@ class Exchange:
             forward, backward = forward * 0.0, backward * 0.0
         again = gather if s.choices.reshard else gather * 0.0
         one = self._shown(gather, forward, 0.0) * self.blocks + gather + entry
-        if self.model.stays_gathered:  # gathered once; reduced when the last micro-batch is through
+        if stays_gathered(self.model):  # gathered once; reduced when the last micro-batch is through
             return one + reduce * self.blocks + leave
         quiet = self._shown(again, backward, 0.0) * self.blocks
         busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce + leave
         micro = self.d.grad_accum
-        held = micro - 1 if self.model.whole_grads else 0  # micro-batches after which nothing is reduced
+        held = micro - 1 if whole_grads(self.model) else 0  # micro-batches after which nothing is reduced
         return one * micro + quiet * held + busy * (micro - held)
 
     def _gather(self, g: Group, whole: Real) -> Real:

@@ -10,7 +10,7 @@ from memfit.errors import MemfitError
 from memfit.formula.dims import Dims
 from memfit.formula.resolve import Resolved
 from memfit.formula.setup import Setup, Tower
-from memfit.formula.step import Stage, StageModel
+from memfit.formula.stage import Stage, StageModel
 from memfit.speed.block import (
     BACKWARD_HOST,
     CHECKPOINT_LAUNCHES,

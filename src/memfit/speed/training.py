@@ -7,7 +7,7 @@ from typing import Any
 
 from memfit.formula.dims import Dims
 from memfit.formula.setup import Setup
-from memfit.formula.step import StageModel
+from memfit.formula.stage import StageModel
 from memfit.speed.block import Machine
 from memfit.speed.exchange import Exchange
 from memfit.speed.numbers import Real, choose, doublings, most, real, root

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from memfit.formula.dims import Dims
+from memfit.formula.host import offloaded_activations
 from memfit.formula.setup import Setup
-from memfit.formula.step import StageModel
-from memfit.formula.weights import sharded
+from memfit.formula.stage import StageModel
+from memfit.formula.states import optimizer_bytes
 from memfit.speed.block import Machine
 from memfit.speed.data import read
 from memfit.speed.exchange import num_tensors
@@ -18,9 +19,9 @@ def optimizer(m: Machine, s: Setup, d: Dims, model: StageModel) -> Real:
     """Seconds of gradient clipping and the optimizer's kernels on the device."""
     _, dense, expert = model.weights_bytes()
     c = s.choices
-    n = real(sharded(dense, expert, d) if c.zero >= 1 else dense + expert)
+    n = real(model.shard(dense, expert, c.zero >= 1))
     width = float(model.grad_width)
-    master, states = model.optimizer_bytes(dense, expert)
+    master, states = optimizer_bytes(model)
     weight = float(s.scheme.weight or s.width)
     traffic = real(states) * 2.0 + real(master) * 2.0 + n * (width + (weight if s.scheme.master else 2.0 * weight))
     row = read("host")["optimizer"][c.optimizer_impl or s.profile.optimizer_impl]
@@ -47,7 +48,7 @@ def offload(m: Machine, s: Setup, d: Dims, model: StageModel, p: Pipeline) -> Re
     gpu = m.fabric.cluster.gpu
     lane = gpu.host_bytes_per_s * table["copy"]["share"]
     _, dense, expert = model.weights_bytes()
-    n = real(sharded(dense, expert, d) if c.zero >= 1 else dense + expert)
+    n = real(model.shard(dense, expert, c.zero >= 1))
     total: Real = 0.0
     beside = p.backward_s
     if "optimizer" in c.offload:
@@ -68,7 +69,7 @@ def offload(m: Machine, s: Setup, d: Dims, model: StageModel, p: Pipeline) -> Re
             + (most(once * 2.0 - hidden, 0.0) + least(once * 2.0, hidden) * m.calibration.interference) * d.grad_accum
         )
     if "activations" in c.offload:
-        kept = real(model.offloaded_activations()) / lane
+        kept = real(offloaded_activations(model)) / lane
         shown = most(kept - p.forward_s, 0.0) + most(kept - p.backward_s, 0.0)
         total = total + (shown + kept * m.calibration.interference) * d.grad_accum
     return total
