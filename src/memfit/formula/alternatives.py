@@ -23,9 +23,15 @@ _OTHER: dict[str, dict[Any, Any]] = {
 }
 
 
+AS_STORED = "as the checkpoint stores them"
+"""Why a served model's weights are assumed to be in another type than 16 bit."""
+
+
 def alternatives_of(resolved: Resolved) -> Iterator[tuple[str, Any, Any, Mapping[str, Any]]]:
     """(dotted path, value, alternative, overrides) of every assumption that can be switched."""
     if resolved.values["kind"] != "train":
+        if resolved.completed.origins["strategy.weights"] == "derived":
+            yield "strategy.weights", resolved.values["weights"], "bf16", {"weights": "bf16"}
         return
     for name, table in _OTHER.items():
         path = f"strategy.{name}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from memfit._version import __version__
 from memfit.errors import MemfitError
 from memfit.formula import profile as profiles
-from memfit.formula.alternatives import alternatives_of, changes_of
+from memfit.formula.alternatives import AS_STORED, alternatives_of, changes_of
 from memfit.formula.inference import ENTRIES as SERVING_ENTRIES
 from memfit.formula.inference import Serving, serving
 from memfit.formula.reading import Outside, Reading
@@ -33,13 +33,15 @@ TIGHT = 0.01
 class Assumption:
     """A value that nobody stated, and what its alternative would change.
 
-    ``delta_bytes`` is the reserved peak with the alternative minus the peak as assumed.
+    ``delta_bytes`` is the reserved peak with the alternative minus the peak as assumed; ``reason`` is why the value was
+    assumed, where it follows from the model.
     """
 
     field: str
     value: Any
     alternative: Any
     delta_bytes: int
+    reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +175,10 @@ class Estimate:
             other = self._with(fields)
             if other is not None:
                 delta = other.reserved_bytes - self.reserved_bytes
-                found.append(Assumption(field=path, value=value, alternative=alternative, delta_bytes=delta))
+                why = AS_STORED if path == "strategy.weights" else None
+                found.append(
+                    Assumption(field=path, value=value, alternative=alternative, delta_bytes=delta, reason=why)
+                )
         return tuple(sorted(found, key=lambda a: -abs(a.delta_bytes)))
 
     @cached_property
@@ -219,6 +224,7 @@ class Estimate:
         if full:
             out["assumptions"] = [
                 {"field": a.field, "value": a.value, "alternative": a.alternative, "delta_bytes": a.delta_bytes}
+                | ({"reason": a.reason} if a.reason else {})
                 for a in self.assumptions
             ]
             out["changes"] = [

@@ -21,6 +21,7 @@ from memfit.formula.weights import Held, Training, held, local, num_kv
 from memfit.ledger import Component
 from memfit.models.architecture import Architecture, Block, Tensor
 from memfit.models.cache import kv_elements_per_token, state_elements
+from memfit.models.quantised import left_out, stored_as
 from memfit.units import MIB
 
 ENTRIES: dict[str, tuple[Component, str]] = {
@@ -94,19 +95,36 @@ def traits(framework_version: str | None) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1024)
-def _stored(arch: Architecture, whole: bool) -> tuple[tuple[Held, int, int], ...]:
-    """(weights, how many times, kv heads) of everything, split into quantised and not."""
+def _stored(arch: Architecture, whole: bool, own: bool) -> tuple[tuple[Held, int, int], ...]:
+    """(weights, how many times, kv heads) of everything, split into quantised and not.
 
-    def quantise(t: Tensor) -> bool:
-        return whole or (t.linear and t.part not in ("head", "embedding"))
+    ``own``: as the checkpoint itself is quantised, with the modules that it leaves out and routers in 16 bit.
+    """
+    kept = left_out(arch) if own else lambda _: False
 
-    how = Training(full=False)
-    out = []
+    def sort(tensors: tuple[Tensor, ...], prefix: str = "") -> Held:
+        def quantise(t: Tensor) -> bool:
+            if whole:
+                return True
+            if not t.linear or t.part in ("head", "embedding") or (own and t.part == "router"):
+                return False
+            return not kept(prefix + t.name)
+
+        return held(tensors, Training(full=False), quantise=quantise)
+
+    out: list[tuple[Held, int, int]] = []
     for stack in (arch.decoder, *arch.towers):
-        for block, number in zip(stack.blocks, stack.counts(), strict=True):
-            out.append((held(block.tensors, how, quantise=quantise), number, num_kv(block)))
-        out.append((held(stack.extra, how, quantise=quantise), 1, 1 << 30))
-    out.append((held(arch.outer, how, quantise=quantise), 1, 1 << 30))
+        if own:
+            alike: dict[tuple[int, Held], int] = {}
+            for index, kind in enumerate(stack.layout):
+                key = kind, sort(stack.blocks[kind].tensors, f"{stack.prefix.format(index)}.")
+                alike[key] = alike.get(key, 0) + 1
+            out += [(parts, number, num_kv(stack.blocks[kind])) for (kind, parts), number in alike.items()]
+        else:
+            for block, number in zip(stack.blocks, stack.counts(), strict=True):
+                out.append((sort(block.tensors), number, num_kv(block)))
+        out.append((sort(stack.extra), 1, 1 << 30))
+    out.append((sort(arch.outer), 1, 1 << 30))
     return tuple(out)
 
 
@@ -115,7 +133,8 @@ def weights_bytes(arch: Architecture, weights: Any, d: Dims, pp: int, *, gguf: b
     dtype = profiles.dtype(weights)
     rest = 4 if dtype.name == "fp32" else 2
     total: int = 0
-    for parts, number, kv in _stored(arch, dtype.keep16 == "none" and (gguf or dtype.name != "bpw")):
+    whole = dtype.keep16 == "none" and (gguf or dtype.name != "bpw")
+    for parts, number, kv in _stored(arch, whole, not whole and dtype.name == stored_as(arch)):
         total += dtype.bytes_of(local(parts.quantised, d, kv)) * number + local(parts.frozen, d, kv) * number * rest
     return int(cdiv(total, pp))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import Any
 
 from memfit.errors import JobError, UnknownNameError
@@ -13,6 +13,7 @@ from memfit.hardware import Gpu, lookup_gpu
 from memfit.job import Completed, Job, complete
 from memfit.models import Architecture
 from memfit.models import resolve as resolve_model
+from memfit.models.quantised import method, stored_as
 from memfit.units import GIB
 
 DEFAULT_FRAMEWORK = "transformers"
@@ -105,6 +106,45 @@ def check_split(values: Mapping[str, Any], num_layers: int) -> None:
         raise JobError("strategy.pp_layers", message, value=layers, bound=str(num_layers))
 
 
+@cache
+def _engines() -> Mapping[str, Any]:
+    found: dict[str, Any] = profiles.read_data("inference.toml")["stored"]
+    return found
+
+
+def stored_weights(arch: Architecture, framework: str) -> str | None:
+    """What an engine keeps the weights of a quantised checkpoint in: as they are stored, where it runs them so.
+
+    Args:
+        arch: the model.
+        framework: the engine that serves it.
+
+    Returns:
+        A type of weights; None for a plain checkpoint, or where the engine does not run it as it is.
+    """
+    name = stored_as(arch)
+    return name if name is not None and name in _engines().get(framework, ()) else None
+
+
+def _as_stored(completed: Completed, arch: Architecture) -> Completed:
+    """A served model whose weights nobody stated is kept as its checkpoint stores it."""
+    v = completed.values
+    if v["kind"] != "serve" or completed.origins["strategy.weights"] != "default":
+        return completed
+    weights = stored_weights(arch, v["framework"])
+    if weights is None:
+        if (name := method(arch)) is None:
+            return completed
+        text = f"the checkpoint is quantised ({name[:40]}), which is not followed: weights are taken to be in 16 bit"
+        return replace(completed, warnings=(*completed.warnings, text))
+    return replace(
+        completed,
+        job=replace(completed.job, strategy=replace(completed.job.strategy, weights=weights)),
+        origins={**completed.origins, "strategy.weights": "derived"},
+        values={**v, "weights": weights},
+    )
+
+
 def resolve(job: Job) -> Resolved:
     """Complete a job and look up its model and card.
 
@@ -125,6 +165,7 @@ def resolve(job: Job) -> Resolved:
     else:
         arch, origin = _by_name(str(model.name), family)
     check_split(completed.values, arch.num_layers)
+    completed = _as_stored(completed, arch)
     hardware = completed.job.hardware
     gpu = None
     if hardware.gpu:

@@ -53,7 +53,6 @@ class Engine:
         name, source: of the engine, and of what is known about it.
         split: ``tp`` (tensors), ``pp`` (layers), or both.
         weights, kv: storage types that it can bring weights and cache to.
-        stored: types of quantised checkpoints that it runs as they are.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Engine:
     split: tuple[str, ...]
     weights: tuple[str, ...]
     kv: tuple[str, ...]
-    stored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

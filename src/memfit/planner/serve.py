@@ -13,7 +13,7 @@ from typing import Any
 from memfit import speed
 from memfit.errors import MemfitError
 from memfit.formula.estimate import Estimate, estimate
-from memfit.formula.resolve import resolve
+from memfit.formula.resolve import resolve, stored_weights
 from memfit.hardware import make_cluster
 from memfit.job import Job, Task
 from memfit.planner.capabilities import allowed, engine, qualities, quality
@@ -95,10 +95,8 @@ def _stored(request: Request) -> str | None:
     """What the checkpoint's own quantisation is called, where the engine runs it as it is; None for plain weights."""
     job = request.job
     named = replace(job, strategy=replace(job.strategy, framework=None), hardware=replace(job.hardware, gpu=None))
-    found = resolve(replace(named, task=replace(job.task, kind="serve"))).arch.quantization or {}
-    method, bits = str(found.get("quant_method")), found.get("bits", 4)
-    name = method if method in ("fp8", "mxfp4") or (method in ("awq", "gptq") and bits == 4) else None
-    return name if name in engine(job.strategy.framework or DEFAULT_ENGINE).stored else None
+    arch = resolve(replace(named, task=replace(job.task, kind="serve"))).arch
+    return stored_weights(arch, job.strategy.framework or DEFAULT_ENGINE)
 
 
 def candidates(request: Request, option: Option) -> Iterator[Job]:

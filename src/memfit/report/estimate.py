@@ -141,7 +141,11 @@ def assumptions(page: Page, estimate: Estimate) -> list[str]:
     worth = [a for a in found if abs(a.delta_bytes) >= _WORTH_SAYING]
     shown = found if page.verbose else worth[:_ASSUMPTIONS]
     rows: list[Row] = [
-        [f"{short(a.field)} = {value(a.value)}", f"{value(a.alternative)}", Cell(signed_gib(a.delta_bytes))]
+        [
+            f"{short(a.field)} = {value(a.value)}{f' ({a.reason})' if a.reason else ''}",
+            f"{value(a.alternative)}",
+            Cell(signed_gib(a.delta_bytes)),
+        ]
         for a in shown
     ]
     columns = [Column("assumed", flex=True), Column("instead", flex=True), Column("GiB", "right")]

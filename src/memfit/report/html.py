@@ -108,7 +108,8 @@ def _others(estimate: Estimate) -> str:
         lists.append(f"<p>would save</p><ul>{items}</ul>")
     if estimate.assumptions:
         items = "".join(
-            f"<li>{_e(short(a.field))} = {_e(value(a.value))}, not {_e(value(a.alternative))}: "
+            f"<li>{_e(short(a.field))} = {_e(value(a.value))}{_e(f' ({a.reason})' if a.reason else '')}, "
+            f"not {_e(value(a.alternative))}: "
             f"{signed_gib(a.delta_bytes)} GiB</li>"
             for a in estimate.assumptions[:6]
         )
