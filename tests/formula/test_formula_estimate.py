@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import memfit
 from memfit import MemfitError, estimate
+from memfit.formula import profile as profiles
+from memfit.formula.able import names, variant
 from memfit.formula.estimate import TIGHT, verdict_of
 from memfit.formula.slack import bands, fragments
 from memfit.job import from_kwargs, to_dict
@@ -163,3 +165,48 @@ def test_an_estimate_shows_itself_in_a_notebook():
     page = estimate(**BASE)._repr_html_()
     assert "<script" not in page
     assert "GiB" in page
+
+
+def test_every_framework_that_trains_has_a_row_of_what_it_can_do():
+    assert set(profiles.names()) == set(names())
+
+
+@pytest.mark.parametrize("framework", profiles.names())
+def test_what_is_suggested_exists_in_the_framework(framework):
+    can = variant(framework, None)
+    job = {"model": "llama-3.1-8b", "gpu": "8xh100", "framework": framework, "seq_len": 8192, "micro_batch": 2}
+    seen = set()
+    for more in ({}, {"tp": 2, "loss": "eager"}, {"method": "lora"}, {"attention": "eager", "zero": 0}):
+        found = estimate(**job, **more)
+        for fields in [c.fields for c in found.changes]:
+            seen |= set(fields)
+            assert fields.get("loss", can.loss[0]) in can.loss
+            assert fields.get("zero", can.zero[0]) in can.zero
+            assert fields.get("checkpointing", "full") in can.checkpointing
+            assert fields.get("optimizer") in (None, *can.optimizers)
+            assert fields.get("method") in (None, *can.adapters)
+            assert tuple(fields.get("offload", ())) in can.offload
+            assert fields.get("attention", "flash") in can.attention
+            assert fields.get("sequence_parallel", True) in (True, *can.sequence_parallel)
+        for assumed in found.assumptions:
+            assert assumed.field != "strategy.loss" or assumed.alternative in can.loss
+            assert assumed.field != "strategy.zero" or assumed.alternative in can.zero
+    assert {"micro_batch", "seq_len"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("version", "loss"),
+    [
+        (None, "chunked"), ("1.16.0", "chunked"), ("1.7", "chunked"), ("trl 1.10", "chunked"), ("main", "chunked"),
+        ("transformers 4.38", "chunked"), ("1.6.0", "eager"), ("0.29.1", "eager"), ("trl 1.4", "eager"),
+        ("trl==1.5.1", "eager"), ("transformers 5.2, trl 1.6", "eager"),
+    ],
+)  # fmt: skip
+def test_the_loss_of_trl_is_that_of_its_version(version, loss):
+    job = {"model": "llama-3.1-8b", "framework": "trl", "method": "qlora", "framework_version": version}
+    found = estimate(**job)
+    assert found.job.strategy.loss == loss
+    assert found.resolved.completed.origins["strategy.loss"] == "profile"
+    suggested = {c.fields["loss"] for c in found.changes if "loss" in c.fields}
+    assert suggested == ({"fused"} if loss == "eager" else set())
+    assert not [a for a in found.assumptions if a.field == "strategy.loss" and loss == "chunked"]

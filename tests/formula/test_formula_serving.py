@@ -83,7 +83,7 @@ GPT_OSS = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}
 
 @pytest.mark.parametrize("name", GPT_OSS)
 def test_quantised_checkpoints_are_served_as_they_are_stored(name):
-    # experts of 2880 x (5760 + 2880) in mxfp4, 17 bytes for 32 elements; attention, routers, embeddings, head, biases in 16
+    # experts of 2880 x (5760 + 2880) in mxfp4, 17 bytes for 32 elements; the rest in 16 bit
     layers, experts = GPT_OSS[name]
     packed = layers * experts * 2880 * (5760 + 2880)
     found = serve(model=name, gpu="h100")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from memfit.formula.able import variant
 from memfit.formula.resolve import Resolved
 
 # field -> (value, its usual alternative); only fields that nobody stated are shown as assumptions
@@ -22,6 +23,8 @@ _OTHER: dict[str, dict[Any, Any]] = {
     "zero": {0: 3, 1: 3, 2: 3, 3: 1},
 }
 
+_ONLY_ABLE = frozenset({"loss", "zero", "compile", "reshard"})
+"""Fields whose other value must be one that the framework has."""
 
 AS_STORED = "as the checkpoint stores them"
 """Why a served model's weights are assumed to be in another type than 16 bit."""
@@ -33,6 +36,7 @@ def alternatives_of(resolved: Resolved) -> Iterator[tuple[str, Any, Any, Mapping
         if resolved.completed.origins["strategy.weights"] == "derived":
             yield "strategy.weights", resolved.values["weights"], "bf16", {"weights": "bf16"}
         return
+    can = variant(resolved.values["framework"], resolved.values["framework_version"])
     for name, table in _OTHER.items():
         path = f"strategy.{name}"
         value = resolved.values[name]
@@ -44,7 +48,12 @@ def alternatives_of(resolved: Resolved) -> Iterator[tuple[str, Any, Any, Mapping
             continue
         if name == "reshard" and resolved.values["zero"] < 3:
             continue
-        yield path, value, table[value], {name: table[value]}
+        other = table[value]
+        if name in _ONLY_ABLE and other not in getattr(can, name):
+            other = next((o for o in getattr(can, name) if o != value), None)
+            if other is None:
+                continue
+        yield path, value, other, {name: other}
 
 
 def changes_of(resolved: Resolved) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -61,26 +70,36 @@ def changes_of(resolved: Resolved) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if v["concurrency"] and v["concurrency"] > 1:
             yield "half the concurrency", {"concurrency": v["concurrency"] // 2}
         return
-    if v["checkpointing"] != "full":
+    can = variant(v["framework"], v["framework_version"])
+    if v["checkpointing"] != "full" and "full" in can.checkpointing:
         yield "full activation checkpointing", {"checkpointing": "full"}
-    if v["loss"] != "fused":
+    if v["loss"] != "fused" and "fused" in can.loss:
         yield "fused linear cross-entropy (Liger, CCE)", {"loss": "fused"}
+    elif v["loss"] not in ("fused", "chunked") and "chunked" in can.loss:
+        yield "the loss in chunks", {"loss": "chunked"}
     if v["micro_batch"] > 1:
         halved = {"micro_batch": v["micro_batch"] // 2, "grad_accum": v["grad_accum"] * 2, "global_batch": None}
         yield "half the micro-batch, twice the accumulation", halved
-    if v["dp"] > 1 and v["zero"] < 3:
-        yield "shard everything (ZeRO-3 / FSDP)", {"zero": 3}
-    if v["optimizer"] == "adamw" and v["method"] in ("full", "freeze", "dpo", "grpo"):
+    if v["dp"] > 1 and v["zero"] < max(can.zero):
+        what = "shard everything (ZeRO-3 / FSDP)" if max(can.zero) == 3 else f"shard more (ZeRO-{max(can.zero)})"
+        yield what, {"zero": max(can.zero)}
+    if (
+        v["optimizer"] == "adamw"
+        and v["method"] in ("full", "freeze", "dpo", "grpo")
+        and "adamw-8bit" in can.optimizers
+    ):
         yield "8-bit AdamW", {"optimizer": "adamw-8bit"}
-    if v["method"] == "full":
+    if v["method"] == "full" and "lora" in can.adapters:
         yield "LoRA, rank 16 on all linear layers", {"method": "lora", "weights": "bf16"}
-    if v["method"] == "lora" and v["weights"] in (None, "bf16", "fp16"):
+    if v["method"] == "lora" and v["weights"] in (None, "bf16", "fp16") and "qlora" in can.adapters:
         yield "QLoRA: frozen weights in NF4", {"method": "qlora", "weights": "nf4"}
-    if "optimizer" not in (v["offload"] or ()) and v["method"] == "full":
-        yield "optimizer states on the host", {"offload": (*(v["offload"] or ()), "optimizer")}
-    if v["attention"] == "eager":
+    moved = next((o for o in sorted(can.offload, key=len) if {*(v["offload"] or ()), "optimizer"} <= {*o}), None)
+    if moved and "optimizer" not in (v["offload"] or ()) and v["method"] == "full":
+        what = "optimizer states on the host" if moved == ("optimizer",) else f"{', '.join(moved)} on the host"
+        yield what, {"offload": moved}
+    if v["attention"] == "eager" and "flash" in can.attention:
         yield "flash attention", {"attention": "flash"}
-    if v["tp"] > 1 and not v["sequence_parallel"]:
+    if v["tp"] > 1 and not v["sequence_parallel"] and True in can.sequence_parallel:
         yield "sequence parallelism", {"sequence_parallel": True}
     if v["precision"] == "fp32":
         yield "bf16 mixed precision", {"precision": "bf16-mixed"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -179,7 +180,7 @@ def data_version() -> str:
 @cache
 def _raw(name: str) -> dict[str, Any]:
     table = _profiles()["profile"]
-    row = {k: v for k, v in table[name].items() if k not in ("of", "match")}
+    row = {k: v for k, v in table[name].items() if k not in ("of", "match", "before")}
     parent = row.pop("like", None)
     if not parent:
         return row
@@ -208,9 +209,19 @@ def select(framework: str, version: str | None) -> str:
     """The profile of a framework: a variant when the version text has one of its words, else the framework's own."""
     text = (version or "").lower()
     for name, row in _profiles()["profile"].items():
-        if row.get("of") == framework and any(word in text for word in row["match"]):
+        if row.get("of") != framework:
+            continue
+        if any(word in text for word in row.get("match", ())) or _older(text, framework, row.get("before")):
             return str(name)
     return framework
+
+
+def _older(text: str, framework: str, limit: str | None) -> bool:
+    """Whether a version text that is a version, alone or behind the framework's name, is older than ``limit``."""
+    found = re.match(rf"(?:.*\b{re.escape(framework)}[ =<>~v-]{{0,4}})?(\d{{1,4}})\.(\d{{1,4}})", text)
+    if limit is None or found is None:
+        return False
+    return (int(found[1]), int(found[2])) < tuple(int(n) for n in limit.split("."))
 
 
 @cache

@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from memfit.errors import MemfitError, UnknownNameError
+from memfit.formula.able import Capability, capability, frozen, names, rows
+
+__all__ = ["Capability", "capability", "names"]
 
 ADAPTERS = frozenset({"lora", "qlora", "dora"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Capability:
-    """What one framework can do; see the data file for each field."""
-
-    name: str
-    source: str
-    tp: bool = False
-    pp: bool = False
-    cp: bool = False
-    ep: bool = False
-    schedules: tuple[str, ...] = ("1f1b",)
-    uneven: bool = False
-    splits: bool = False
-    pp_accum: bool = False
-    cp_heads: bool = False
-    zero: tuple[int, ...] = (0,)
-    hsdp: tuple[int, ...] = ()
-    reshard: tuple[bool, ...] = (True,)
-    sequence_parallel: tuple[bool, ...] = (False,)
-    checkpointing: tuple[str, ...] = ("none", "full")
-    every: bool = False
-    loss: tuple[str, ...] = ("eager",)
-    attention: tuple[str, ...] = ("flash",)
-    compile: tuple[bool, ...] = (False,)
-    offload: tuple[tuple[str, ...], ...] = ((),)
-    in_backward: bool = False
-    optimizers: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,37 +59,6 @@ def _data(name: str) -> dict[str, Any]:
     return tomllib.loads(resources.files("memfit.planner").joinpath("data").joinpath(name).read_text("utf-8"))
 
 
-def _row(name: str) -> dict[str, Any]:
-    row = dict(_data("capabilities.toml")["framework"][name])
-    base = row.pop("like", None)
-    return {**(_row(base) if base else {}), **row}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
-
-
-@cache
-def names() -> tuple[str, ...]:
-    """Frameworks with a row."""
-    return tuple(_data("capabilities.toml")["framework"])
-
-
-@cache
-def capability(framework: str) -> Capability:
-    """What a framework can do.
-
-    Raises:
-        UnknownNameError: it has no row.
-    """
-    if framework not in names():
-        raise UnknownNameError("training framework to plan for", framework, names())
-    known = {f.name for f in fields(Capability)}
-    row = {k: _frozen(v) for k, v in _row(framework).items()}
-    assert set(row) < known, sorted(set(row) - known)
-    return Capability(name=framework, **row)
-
-
 @cache
 def engine(name: str) -> Engine:
     """What an inference engine can do.
@@ -125,17 +66,17 @@ def engine(name: str) -> Engine:
     Raises:
         UnknownNameError: it has no row.
     """
-    table = _data("capabilities.toml")["engine"]
+    table = rows()["engine"]
     if name not in table:
         raise UnknownNameError("engine to plan for", name, table)
-    return Engine(name=name, **{k: _frozen(v) for k, v in table[name].items()})
+    return Engine(name=name, **{k: frozen(v) for k, v in table[name].items()})
 
 
 @cache
 def nevers() -> tuple[Never, ...]:
     """All exclusions."""
     out = []
-    for row in _data("capabilities.toml")["never"]:
+    for row in rows()["never"]:
         when = {k: v for k, v in row.items() if k not in ("source", "frameworks", "methods")}
         out.append(
             Never(
@@ -177,7 +118,7 @@ def default_framework(method: str, gpus: int, *, kind: str = "", model: str | No
         kind: of the model: ``decoder``, ``encoder``, ``seq2seq`` or ``vision``; empty where it does not matter.
         model: its name in the catalog; None for a model that has none.
     """
-    for row in _data("capabilities.toml")["default"]:
+    for row in rows()["default"]:
         if method not in row.get("methods", (method,)) or gpus > row.get("gpus", gpus):
             continue
         if kind not in row.get("kinds", (kind,)) or (not kind and "kinds" in row):
