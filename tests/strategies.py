@@ -18,6 +18,9 @@ MODELS = (
 )  # fmt: skip
 """One model of each structure the memory model tells apart, by catalog name."""
 
+_SOME_LINEAR = {ENCODER: ("query", "value"), BOTH: ("q", "v"), "mamba2-130m": ("in_proj", "out_proj")}
+"""Some linear layers of models that have no ``q_proj``."""
+
 FRAMEWORKS = profiles.names()
 COUNTS = (1, 2, 3, 4, 8)
 
@@ -57,7 +60,8 @@ def jobs(draw: st.DrawFn, **fixed: Any) -> dict[str, Any]:
     if job["pp"] > 1 and "pp_schedule" not in job:
         job["pp_schedule"] = draw(words("pp_schedule"))
     if job["method"] in ("lora", "qlora", "dora") and "lora" not in job:
-        targets = draw(st.sampled_from(("all-linear", ("q_proj", "v_proj"))))
+        some = _SOME_LINEAR.get(job["model"], ("q_proj", "v_proj"))
+        targets = draw(st.sampled_from(("all-linear", some)))
         job["lora"] = {"rank": draw(st.sampled_from((1, 8, 64))), "targets": targets}
     return job
 

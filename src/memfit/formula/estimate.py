@@ -12,6 +12,7 @@ from memfit._version import __version__
 from memfit.errors import MemfitError
 from memfit.formula import profile as profiles
 from memfit.formula.alternatives import AS_STORED, alternatives_of, changes_of
+from memfit.formula.cautions import cautions
 from memfit.formula.inference import ENTRIES as SERVING_ENTRIES
 from memfit.formula.inference import Serving, serving
 from memfit.formula.reading import Outside, Reading
@@ -381,6 +382,7 @@ def warnings_of(resolved: Resolved) -> tuple[str, ...]:
     """What the user should know of the job and the model."""
     found = [*resolved.completed.warnings, *resolved.arch.unknowns]
     v = resolved.values
+    found += cautions(v, resolved.completed.origins, resolved.arch, resolved.gpu)
     if "parameters" in (v["offload"] or ()) and v["zero"] < 3:
         found.append("`strategy.offload`: parameters leave the card only with zero 3; without it this has no effect")
     return tuple(found)

@@ -9,6 +9,7 @@ from typing import Any
 
 from memfit.errors import JobError, UnknownNameError
 from memfit.formula import profile as profiles
+from memfit.formula.cautions import check_targets
 from memfit.hardware import Gpu, lookup_gpu
 from memfit.job import Completed, Job, complete
 from memfit.models import Architecture
@@ -165,6 +166,7 @@ def resolve(job: Job) -> Resolved:
     else:
         arch, origin = _by_name(str(model.name), family)
     check_split(completed.values, arch.num_layers)
+    check_targets(completed.values, completed.origins, arch)
     completed = _as_stored(completed, arch)
     hardware = completed.job.hardware
     gpu = None

@@ -89,7 +89,11 @@ _SAME = {
 
 
 def same_role(role: str, target: str) -> bool:
-    """Whether a LoRA target names this projection's role, whatever the framework calls it."""
+    """Whether a LoRA target names this projection's role, whatever the framework calls it.
+
+    Of a target with the modules above it (``self_attn.q_proj``) the last name counts.
+    """
+    target = target.rpartition(".")[2]
     target = _SYNONYMS.get(target, target)
     return role == target or role in _SAME.get(target, ())
 
