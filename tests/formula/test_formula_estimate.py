@@ -210,3 +210,22 @@ def test_the_loss_of_trl_is_that_of_its_version(version, loss):
     suggested = {c.fields["loss"] for c in found.changes if "loss" in c.fields}
     assert suggested == ({"fused"} if loss == "eager" else set())
     assert not [a for a in found.assumptions if a.field == "strategy.loss" and loss == "chunked"]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "context", "collectives", "tool"),
+    [
+        ("2xh100", "CUDA context", "NCCL", "nvidia-smi"),
+        ("2xmi300x", "ROCm (HIP) context", "RCCL", "rocm-smi"),
+        ("m3-max-128gb", "Metal context", None, "the system"),
+        (None, "CUDA context", None, "nvidia-smi"),
+    ],
+)
+def test_the_runtime_is_called_as_its_vendor_calls_it(gpu, context, collectives, tool):
+    from memfit.report.estimate import peak
+    from memfit.report.page import Page
+
+    found = estimate(model="llama-3.2-1b", gpu=gpu)
+    named = [e.name for e in found.ledger.entries if e.component == "runtime"]
+    assert named == [context, *([collectives] if collectives else [])]
+    assert tool in " ".join(peak(Page(width=200), found))

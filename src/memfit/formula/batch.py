@@ -141,7 +141,7 @@ def _group(static: Any, members: list[tuple[int, Any, Resolved]], more: More) ->
     if len(members) < _FEW:
         for row, (index, job_id, resolved) in enumerate(members):
             d = dims_of(resolved)
-            outside = Outside(context, nccl_bytes(d, static.pp), resolved.others_bytes)
+            outside = Outside(context, nccl_bytes(d, static.pp), resolved.others_bytes, resolved.vendor)
             readings, fullest = train_readings(peaks(s, d, every=True), outside)
             yield index, _line(resolved, readings, fullest, sharded, job_id, further[row])
         return
@@ -153,7 +153,7 @@ def _group(static: Any, members: list[tuple[int, Any, Resolved]], more: More) ->
     nccl = np.broadcast_to(nccl_bytes(d, static.pp), len(members)).tolist()
     listed = [_Rows(p, len(members)) for p in found]
     for row, (index, job_id, resolved) in enumerate(members):
-        outside = Outside(context, nccl[row], resolved.others_bytes)
+        outside = Outside(context, nccl[row], resolved.others_bytes, resolved.vendor)
         readings, fullest = train_readings([rows.peak(row) for rows in listed], outside)
         yield index, _line(resolved, readings, fullest, sharded, job_id, further[row])
 

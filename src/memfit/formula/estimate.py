@@ -391,7 +391,9 @@ def warnings_of(resolved: Resolved) -> tuple[str, ...]:
 def _train(resolved: Resolved) -> Estimate:
     setup, d = setup_of(resolved), dims_of(resolved)
     found = peaks(setup, d, every=True)
-    readings, fullest = train_readings(found, Outside(*runtime_bytes(resolved, d), resolved.others_bytes))
+    readings, fullest = train_readings(
+        found, Outside(*runtime_bytes(resolved, d), resolved.others_bytes, resolved.vendor)
+    )
     return Estimate(
         resolved=resolved,
         readings=readings,
@@ -413,7 +415,7 @@ def _serve(resolved: Resolved) -> Estimate:
         "tables": s.tables,
         "cublas": s.workspace,
     }
-    outside = Outside(*runtime_bytes(resolved, dims_of(resolved)), resolved.others_bytes)
+    outside = Outside(*runtime_bytes(resolved, dims_of(resolved)), resolved.others_bytes, resolved.vendor)
     slack = (s.activation + s.logits) * 8 // 100
     reading = Reading("every rank", "prefill", "prefill of the prompts", parts, slack, outside, 0, SERVING_ENTRIES)
     return Estimate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from memfit.formula.runtime import RUNTIMES
 from memfit.formula.step import ENTRIES
 from memfit.ledger import Entry, Ledger
 
@@ -15,11 +16,12 @@ _EXACT = frozenset({"weights", "kv", "state"})
 
 
 class Outside(NamedTuple):
-    """Bytes outside the allocator."""
+    """Bytes outside the allocator; ``vendor`` names the runtime they belong to."""
 
     context: int
     nccl: int
     others: int
+    vendor: str = "nvidia"
 
     @property
     def total(self) -> int:
@@ -77,11 +79,12 @@ class Reading(NamedTuple):
                 yield component, name, value, "exact" if key in _EXACT else "formula"
         if self.slack:
             yield "slack", "allocator slack", self.slack, "calibrated"
-        context, nccl, others = self.outside
+        context, nccl, others, vendor = self.outside
+        runtime, collectives, _ = RUNTIMES[vendor]
         if context:
-            yield "runtime", "CUDA context", context, "assumed"
+            yield "runtime", runtime, context, "assumed"
         if nccl:
-            yield "runtime", "NCCL", nccl, "assumed"
+            yield "runtime", collectives, nccl, "assumed"
         if others:
             yield "others", "other processes", others, "assumed"
 

@@ -41,6 +41,11 @@ class Resolved:
     values: Mapping[str, Any] = field(hash=False)
     stated: Job
 
+    @property
+    def vendor(self) -> str:
+        """Whose runtime the job uses: that of its card, CUDA's without one."""
+        return self.gpu.vendor if self.gpu is not None else "nvidia"
+
 
 def _by_name(name: str, family: str | None) -> tuple[Architecture, str]:
     found = _catalog(name, family)

@@ -31,7 +31,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "kv_cache": "keys and values of past tokens",
     "state": "recurrent state of the sequences",
     "slack": "reserved by the caching allocator, not in use",
-    "runtime": "CUDA context, NCCL, loaded kernels: outside the allocator",
+    "runtime": "context of CUDA, ROCm or Metal, NCCL, loaded kernels: outside the allocator",
     "others": "other processes on the card",
     "unaccounted": "measured, not explained",
 }

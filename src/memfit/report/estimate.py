@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from memfit.formula.runtime import RUNTIMES
 from memfit.job import BY_NAME
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
@@ -50,9 +51,10 @@ def peak(page: Page, estimate: Estimate) -> list[str]:
     band = estimate.bands["device"]
     lines = paragraph(page, f"peak: {moment(estimate)}, on {clean(book.label)}")
     allocated, reserved = gib(book.allocated_bytes), gib(book.reserved_bytes)
+    tool = RUNTIMES[estimate.resolved.vendor][2]
     lines += paragraph(
         page,
-        f"  torch allocated {allocated}, reserved {reserved}, nvidia-smi {gib(book.device_bytes)} GiB"
+        f"  torch allocated {allocated}, reserved {reserved}, {tool} {gib(book.device_bytes)} GiB"
         f" ({gib(band.low)} to {gib(band.high)})",
         "    ",
     )

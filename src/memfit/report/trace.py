@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memfit.formula.runtime import RUNTIMES
 from memfit.report.estimate import warnings
 from memfit.report.json import SCHEMA_VERSION
 from memfit.report.ledger import ledger
@@ -69,7 +70,8 @@ def peak(page: Page, answer: Answer) -> list[str]:
     if limited is not None and limited.oom is None and limited.reserved_peak < answer.reserved[0]:
         text += f" without a limit and {gib(limited.reserved_peak)} on this card"
     if answer.outside:
-        text += f", nvidia-smi {gib(book.device_bytes)}"
+        vendor = answer.estimate.resolved.vendor if answer.estimate is not None else "nvidia"
+        text += f", {RUNTIMES[vendor][2]} {gib(book.device_bytes)}"
     lines += paragraph(page, f"{text} GiB", "    ")
     if answer.reserved[0] != answer.reserved[1]:
         text = "  the interval is what the order of addresses and the pace of other streams can change"

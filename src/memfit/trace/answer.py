@@ -21,6 +21,7 @@ from memfit.allocator import (
 )
 from memfit.errors import ConfigError, MemfitError
 from memfit.formula.estimate import Estimate, estimate
+from memfit.formula.runtime import RUNTIMES
 from memfit.hardware import Gpu, gpus
 from memfit.job import Job, parse
 from memfit.job.writing import to_dict
@@ -220,14 +221,16 @@ def answer(trace: Trace, settings: Sequence[str] = SETTINGS, *, predicted: Estim
 
 
 def _card(trace: Trace) -> tuple[int | None, tuple[Entry, ...]]:
-    """Capacity of the card that a trace without a job names, and the CUDA context on it."""
+    """Capacity of the card that a trace without a job names, and the context on it."""
     card = trace.settings.get("card")
     if not isinstance(card, Mapping):
         return None, ()
     capacity, context = card.get("capacity_bytes"), card.get("context_bytes")
     if type(capacity) is not int or type(context) is not int or not 0 <= context <= capacity <= MAX_BLOCK_BYTES * 16:
         raise MemfitError("the trace names a card whose memory is no number of bytes")
-    return capacity, (Entry(component="runtime", name="CUDA context", bytes=context, provenance="assumed"),)
+    vendor = card.get("vendor")
+    name = RUNTIMES[vendor if isinstance(vendor, str) and vendor in RUNTIMES else "nvidia"][0]
+    return capacity, (Entry(component="runtime", name=name, bytes=context, provenance="assumed"),)
 
 
 def card_settings(card: Gpu, capacity_bytes: int | None = None) -> dict[str, Any]:
@@ -240,6 +243,7 @@ def card_settings(card: Gpu, capacity_bytes: int | None = None) -> dict[str, Any
     return {
         "name": card.name,
         "title": card.title,
+        "vendor": card.vendor,
         "capacity_bytes": card.total_bytes if capacity_bytes is None else capacity_bytes,
         "context_bytes": card.context_bytes,
         "context_origin": card.context_origin,
