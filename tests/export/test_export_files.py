@@ -318,3 +318,14 @@ def test_no_tree_breaks_a_reader(name, tree):
 def test_no_text_breaks_the_reader_of_modules(text):
     with suppress(InputFileError):
         parse_module(text, "x")
+
+
+@pytest.mark.parametrize(("model", "sees"), [("qwen2.5-vl-3b", True), ("gemma-3-4b", True), ("llama-3.2-3b", False)])
+def test_axolotl_trains_a_vision_model_with_its_processor(model, sees):
+    text = export(job(model=model, gpu="h100", method="lora", framework="axolotl"), "axolotl").files[0].text
+    found = parse_text(text, "yaml", "axolotl.yaml")
+    assert found.get("processor_type") == ("AutoProcessor" if sees else None)
+    assert found.get("skip_prepare_dataset") == (True if sees else None)
+    assert found.get("remove_unused_columns") == (False if sees else None)
+    assert found["sample_packing"] is not sees
+    assert found["datasets"][0]["type"] == ("chat_template" if sees else "alpaca")

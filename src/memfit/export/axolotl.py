@@ -69,7 +69,14 @@ def settings(plan: Plan) -> list[Setting]:
         Setting("datasets", [_dataset(plan)]),
         Setting("sequence_len", plan.seq_len, plan.origin("seq_len")),
     ]
-    if plan.method != "dpo":
+    if _sees(plan):
+        rows += [
+            Setting("processor_type", "AutoProcessor", "images and text go through the model's processor"),
+            Setting("skip_prepare_dataset", True, "images are read batch by batch"),
+            Setting("remove_unused_columns", False),
+            Setting("sample_packing", False, "batches with images are not packed"),
+        ]
+    elif plan.method != "dpo":
         rows += [
             Setting("sample_packing", _packs(plan), "every sequence is full: what the estimate assumes"),
             Setting("pad_to_sequence_len", True),
@@ -87,6 +94,11 @@ def settings(plan: Plan) -> list[Setting]:
     ]
 
 
+def _sees(plan: Plan) -> bool:
+    """Whether the model is trained with its processor; preference tuning is of text."""
+    return plan.arch.kind == "vision" and plan.method != "dpo"
+
+
 def _packs(plan: Plan) -> bool:
     """Packing needs flash attention, and one sequence at a time under ring attention."""
     return bool(plan.attention == "flash" and (plan.cp == 1 or plan.micro_batch == 1))
@@ -99,6 +111,8 @@ def _dataset(plan: Plan) -> dict[str, Any]:
             "type": "chat_template.argilla",
             "split": "train",
         }
+    if _sees(plan):
+        return {"path": "HuggingFaceH4/llava-instruct-mix-vsft", "type": "chat_template", "split": "train[:1%]"}
     return {"path": "mhenrichsen/alpaca_2k_test", "type": "alpaca"}
 
 
