@@ -93,7 +93,8 @@ def changes_of(resolved: Resolved) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield "LoRA, rank 16 on all linear layers", {"method": "lora", "weights": "bf16"}
     if v["method"] == "lora" and v["weights"] in (None, "bf16", "fp16") and "qlora" in can.adapters:
         yield "QLoRA: frozen weights in NF4", {"method": "qlora", "weights": "nf4"}
-    moved = next((o for o in sorted(can.offload, key=len) if {*(v["offload"] or ()), "optimizer"} <= {*o}), None)
+    sets = [o for o in can.offload if "parameters" not in o or v["zero"] == 3]
+    moved = next((o for o in sorted(sets, key=len) if {*(v["offload"] or ()), "optimizer"} <= {*o}), None)
     if moved and "optimizer" not in (v["offload"] or ()) and v["method"] == "full":
         what = "optimizer states on the host" if moved == ("optimizer",) else f"{', '.join(moved)} on the host"
         yield what, {"offload": moved}
