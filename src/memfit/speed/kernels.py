@@ -68,10 +68,10 @@ def attention(r: Rates, scores: Real, dims: float, tiles: Real, *, backward: boo
     """
     products, rate, softmax = (2.5, r.attention * BACKWARD_RATE, 1.5) if backward else (1.0, r.attention, 1.0)
     seconds = scores * (2.0 * dims * products / rate + softmax / r.soft)
-    seconds = seconds + above(tiles / r.processors) * (TILE_S * products)
     # pieces of unlike length fill the last wave half on average
     filled = (tiles + 0.5 * r.processors) / tiles
-    return seconds * most(filled, r.processors / tiles) + (3.0 if backward else 1.0) * r.kernel_s
+    starts = above(tiles / r.processors) * (TILE_S * products)
+    return seconds * most(filled, r.processors / tiles) + starts + (3.0 if backward else 1.0) * r.kernel_s
 
 
 BACKWARD_RATE = 0.79
