@@ -66,7 +66,7 @@ generate: $(VENV)/.memfit ## rewrite every generated block and example output in
 
 accuracy: $(VENV)/.memfit ## docs/accuracy-table.md from the truth records in TRUTH=folder
 	@test -n "$(TRUTH)" || { echo "make accuracy TRUTH=folder-with-records" >&2; exit 2; }
-	$(BIN)/python docs/accuracy.py "$(TRUTH)"
+	$(BIN)/python docs/accuracy_page.py "$(TRUTH)"
 
 bench: $(VENV)/.memfit ## speed of the formula and of the simulated allocator
 	$(BIN)/python benchmarks/speed.py

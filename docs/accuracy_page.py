@@ -1,4 +1,4 @@
-"""Writes docs/accuracy-table.md from truth records: ``python docs/accuracy.py FOLDER|FILES... [--out FILE]``.
+"""Writes docs/accuracy-table.md from truth records: ``python docs/accuracy_page.py FOLDER|FILES... [--out FILE]``.
 
 The figures are those of ``benchmarks/accuracy.py --json``; this only sets them as tables.
 """
