@@ -11,7 +11,8 @@ of memory loses 1, and so does "nothing fits"; a loss under 2 % counts 0. At top
 
 memfit lets a candidate pass, as ``memfit plan`` does, whose P(OOM) is at most ``--risk`` and whose reserved memory
 exceeds the card with at most that probability (else the allocator gives its cache back in every step, which is slow,
-and what is left is close to failing); where none passes, the least likely to fail is picked.
+and what is left is close to failing); where none passes, the least likely to fail is picked. Predictions within 2 % of
+the fastest are ties, of which the least tp*pp*cp comes first, as in a plan.
 Beside it stand: random; random among those that ran; two rules that are told what runs (least tp*pp, then the largest
 micro-batch; tp up to 8 first, then the same); memfit's time model alone, told what runs; and, with ``--peers``,
 llm-analysis in an environment of its own below DIR (default ``build/peers``; Calculon is not on the package index).
@@ -44,6 +45,7 @@ from typing import Any
 from _shared import text_table
 from accuracy import percentile, read_records
 from memfit.errors import InputFileError, MemfitError
+from memfit.planner.search import TIE
 from memfit.speed.calibration import Calibration
 from memfit.speed.calibration import load as load_calibration
 
@@ -63,7 +65,7 @@ class Candidate:
         failed: it failed or ran out of memory.
         step_s: predicted; None when memfit has no answer.
         p_oom: predicted; ``p_retry`` that the allocator must give its cache back.
-        shape: tp, pp, micro_batch.
+        shape: tp, pp, cp, micro_batch.
         peers: peer -> (predicted seconds, fits), or None.
     """
 
@@ -146,11 +148,21 @@ def random_loss(candidates: Sequence[Candidate]) -> float:
 
 
 def memfit_key(risk: float, candidates: Sequence[Candidate]) -> Key:
-    """memfit's ranking: those that pass the gates by time; where none does, all by the risk."""
-    passed = {c.id for c in candidates if c.p_oom <= risk and c.p_retry <= risk and c.step_s is not None}
+    """memfit's ranking: those that pass the gates by time, ties as its planner settles them; else all by the risk."""
+    passed = [c for c in candidates if c.p_oom <= risk and c.p_retry <= risk and c.step_s is not None]
     if not passed:
         return lambda c: c.p_oom if c.step_s is not None else None
-    return lambda c: c.step_s if c.id in passed else None
+    border = min(c.step_s for c in passed if c.step_s is not None) * (1 + TIE)
+
+    def place(c: Candidate) -> tuple[float, ...]:
+        assert c.step_s is not None
+        if c.step_s <= border:
+            return (0.0, c.shape["tp"] * c.shape["pp"] * c.shape["cp"], c.step_s)
+        return (1.0, c.step_s)
+
+    order = {where: float(index) for index, where in enumerate(sorted({place(c) for c in passed}))}
+    ranks = {c.id: order[place(c)] for c in passed}
+    return lambda c: ranks.get(c.id)
 
 
 def _rule(c: Candidate, tp_first: bool) -> float | None:
@@ -343,7 +355,7 @@ class Reader:
         from memfit.speed import step_time
 
         strategy = record["job"].get("strategy", {})
-        shape = {n: strategy.get(n) or 1 for n in ("tp", "pp", "micro_batch")}
+        shape = {n: strategy.get(n) or 1 for n in ("tp", "pp", "cp", "micro_batch")}
         try:
             answer = estimate(record["job"])
             seconds = step_time(answer.resolved, calibration=self.calibration)

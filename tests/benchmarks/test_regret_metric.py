@@ -8,7 +8,7 @@ import regret
 
 
 def candidate(name, speed, step=None, p=0.0, **more):
-    shape = {"tp": 1, "pp": 1, "micro_batch": 1, **more}
+    shape = {"tp": 1, "pp": 1, "cp": 1, "micro_batch": 1, **more}
     return regret.Candidate(id=name, arena="a", tokens_per_s=speed, failed=not speed, step_s=step, p_oom=p, shape=shape)
 
 
@@ -25,6 +25,12 @@ def test_the_pick_is_the_fastest_that_passes():
     assert regret.lost(ARENA, key) == (pytest.approx(0.5), 0.0)
     assert regret.lost(ARENA, key, top=2)[0] == pytest.approx(0.1)
     assert regret.lost(ARENA, key, top=3)[0] == 0.0
+
+
+def test_of_ties_the_one_that_splits_the_model_least_is_picked():
+    arena = [candidate("wide", 70.0, 1.0, tp=4), candidate("plain", 100.0, 1.015), candidate("slow", 90.0, 1.03)]
+    assert regret.lost(arena, regret.memfit_key(0.01, arena)) == (0.0, 0.0)
+    assert regret.lost(arena, lambda c: c.step_s)[0] == pytest.approx(0.3)
 
 
 def test_a_failing_pick_loses_everything():
