@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from memfit.formula.slack import most_needed
+from memfit.formula import arrays
+from memfit.formula.slack import calm_bytes, most_needed
 from memfit.hardware import lookup_gpu
 from memfit.job import from_kwargs
 from memfit.planner import levers
-from memfit.planner.search import Search
+from memfit.planner.search import Search, at
 from memfit.planner.space import make_space
 
 SMALL = {
@@ -46,34 +50,48 @@ def limit_of(space, risk=0.01):
     return most_needed(space.base.capacity_bytes, risk)
 
 
-def every_candidate(space, **limits):
-    """(static values, columns, seconds, need) of the whole space, one structure at a time.
+class Rows(NamedTuple):
+    """Candidates of one structure: their values, columns, seconds, need, and the capacity from which all is calm."""
 
-    With ``limits`` of a search the need of what does not fit is huge.
-    """
-    judge = Search(space, **{"limit_bytes": 1 << 62, **limits})
+    values: dict[str, Any]
+    columns: dict[str, Any]
+    seconds: Any
+    need: Any
+    calm: Any
+
+
+@cache
+def every_candidate(name):
+    """The whole space of a small question, one structure at a time; calm with a risk of 1 %."""
+    space = space_of(SMALL[name])
+    judge = Search(space, limit_bytes=1 << 62)
+    found = []
     for chosen, layout in space.roots():
         values = {**{n: layout.static[n] for n in levers.STRUCTURAL}, **chosen}
         for leaf in space.leaves(values):
             whole = {**values, **leaf}
-            need, fits, _ = judge._memory(whole, layout.columns)
-            need = np.where(fits, need, 1 << 62) if limits else need
-            yield whole, layout.columns, judge._time(whole, layout.columns), need
+            peaks = arrays.evaluate(at(space.base, whole), **layout.columns)
+            calm = calm_bytes(peaks.reserved, peaks.device - peaks.reserved, 0.01, sharded=whole["zero"] >= 3)
+            found.append(Rows(whole, layout.columns, judge._time(whole, layout.columns), peaks.need, calm))
+    return tuple(found)
 
 
-def brute_force(space, limit, **limits):
-    """Seconds of the fastest candidate that fits; infinite when none does."""
+def brute_force(name, limit, capacity=None):
+    """Seconds of the fastest candidate that fits, in a capacity for calm if one is given; infinite when none does."""
     best = np.inf
-    for _, _, seconds, need in every_candidate(space, **limits):
-        fitting = seconds[need <= limit]
-        best = min(best, fitting.min(initial=np.inf))
+    for rows in every_candidate(name):
+        fits = rows.need <= limit
+        if capacity is not None:
+            fits &= rows.calm <= capacity
+        best = min(best, rows.seconds[fits].min(initial=np.inf))
     return float(best)
 
 
-def simplest(space, limit, border):
+def simplest(name, limit, border):
     """The least (tp * pp * cp, offloaded tensors) of all candidates that fit and take at most ``border`` seconds."""
     found = set()
-    for whole, columns, seconds, need in every_candidate(space):
-        good = (need <= limit) & (seconds <= border)
-        found |= {(int(m), len(whole["offload"])) for m in (columns["tp"] * columns["cp"] * whole["pp"])[good]}
+    for rows in every_candidate(name):
+        good = (rows.need <= limit) & (rows.seconds <= border)
+        meshes = rows.columns["tp"] * rows.columns["cp"] * rows.values["pp"]
+        found |= {(int(mesh), len(rows.values["offload"])) for mesh in meshes[good]}
     return min(found)
