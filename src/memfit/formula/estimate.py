@@ -18,7 +18,7 @@ from memfit.formula.inference import Serving, serving
 from memfit.formula.reading import Outside, Reading
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.slack import bands
-from memfit.formula.training import StagePeak, dims_of, grows, peaks, runtime_bytes, setup_of
+from memfit.formula.training import StagePeak, dims_of, peaks, runtime_bytes, segments_grow, setup_of
 from memfit.job import Job, from_kwargs, load, parse
 from memfit.ledger import Band, Ledger
 from memfit.models import Architecture
@@ -146,10 +146,7 @@ class Estimate:
         """
         if self.capacity_bytes is None:
             return None
-        v = self.resolved.values
-        framework = profiles.profile(profiles.select(v["framework"], v["framework_version"]))
-        rocm = self.resolved.gpu is not None and self.resolved.gpu.vendor == "amd"
-        if v["kind"] != "train" or grows(framework, rocm=rocm):
+        if self.resolved.values["kind"] != "train" or segments_grow(self.resolved):
             return 0.0
         return self.bands["device"].p_above(self.capacity_bytes)
 

@@ -9,7 +9,8 @@ from typing import Any
 from memfit.errors import JobError
 from memfit.formula.dims import Dims, Int, maximum, where
 from memfit.formula.host import host_bytes
-from memfit.formula.profile import Profile
+from memfit.formula.profile import Profile, select
+from memfit.formula.profile import profile as profile_of
 from memfit.formula.resolve import Resolved
 from memfit.formula.runtime import CONTEXT_BYTES, nccl_bytes
 from memfit.formula.schedule import distinct, stages
@@ -71,6 +72,12 @@ def card_of(resolved: Resolved) -> dict[str, Any]:
 def grows(profile: Profile, *, rocm: bool) -> bool:
     """Whether the allocator's segments grow in place (expandable_segments): little is lost to splitting."""
     return profile.expandable and not rocm
+
+
+def segments_grow(resolved: Resolved) -> bool:
+    """The same of a job."""
+    framework = profile_of(select(resolved.values["framework"], resolved.values["framework_version"]))
+    return grows(framework, rocm=resolved.gpu is not None and resolved.gpu.vendor == "amd")
 
 
 def setup_of(resolved: Resolved) -> Setup:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memfit.errors import JobErrors, MemfitError
-from memfit.formula import profile as profiles
 from memfit.formula.resolve import resolve
 from memfit.formula.slack import most_needed
-from memfit.formula.training import grows
+from memfit.formula.training import segments_grow
 from memfit.hardware import Gpu
 from memfit.job import BY_NAME, Job, Strategy
 from memfit.models import catalog
@@ -131,16 +130,10 @@ def field_of(request: Request, option: Option, seq_len: int | None = None) -> Fi
         option=option,
         space=space,
         limit_bytes=most_needed(capacity, request.risk),
-        calm=None if _grows(space) else (capacity, request.risk),
+        calm=None if segments_grow(space.base) else (capacity, request.risk),
         host_bytes=int(host * HOST_SHARE) // space.cluster.gpus_per_node,
         host_note=note,
     )
-
-
-def _grows(space: Space) -> bool:
-    values, gpu = space.base.values, space.base.gpu
-    framework = profiles.profile(profiles.select(values["framework"], values["framework_version"]))
-    return grows(framework, rocm=gpu is not None and gpu.vendor == "amd")
 
 
 def _assumed(job: Job, gpus: int) -> tuple[Job, tuple[str, ...]]:
