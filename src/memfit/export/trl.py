@@ -137,7 +137,7 @@ TARGET = Target(
         checkpointing=written("none", "full"),
         compile=written(),
         attention=written("flash", "sdpa", "eager"),
-        loss=written("chunked", why="since 1.0 TRL computes the loss in chunks, always"),
+        loss=written("chunked", why="since 1.7 TRL computes the loss in chunks, always"),
         offload=written("optimizer", "parameters", "gradients", "activations"),
         weights=written(*hf.WEIGHTS),
         gpus=written(),
