@@ -18,7 +18,7 @@ from memfit.errors import JobErrors
 from memfit.export import Export, export
 from memfit.export.folder import write_files
 
-__all__ = ["PROGRAMS", "TINY", "accepted", "base", "export", "job", "losses", "run", "tiny", "tokens", "torchrun"]
+__all__ = ["PROGRAMS", "TINY", "accepted", "base", "export", "job", "losses", "run", "tiny", "tokens", "torchrun", "trainer"]
 BIN = Path(sys.executable).parent
 
 
@@ -102,6 +102,11 @@ def losses(text: str) -> list[float]:
     return [float(found) for found in re.findall(r"step \d+ loss ([0-9.]+)", text)]
 
 
-def torchrun(script: str, *words: Any) -> list[Any]:
-    """A script on two processes of this machine."""
-    return ["torchrun", "--standalone", "--nproc-per-node", "2", script, *words]
+def torchrun(*words: Any) -> list[Any]:
+    """A script (or ``-m`` and a module) on two processes of this machine."""
+    return ["torchrun", "--standalone", "--nproc-per-node", "2", *words]
+
+
+def trainer(*words: Any) -> list[Any]:
+    """As `torchrun`, for programs that leave the end of their process group to the interpreter."""
+    return torchrun(Path(__file__).with_name("launched.py"), *words)
