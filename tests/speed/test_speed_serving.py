@@ -24,8 +24,31 @@ def test_a_single_sequence_reads_the_weights_once_a_token():
 
 
 def test_the_prompt_is_bound_by_its_products():
-    # 2 * 7.5e9 * 1024 = 1.5e13 operations at about 500 TFLOPS
-    assert of(concurrency=1).ttft_s == pytest.approx(0.031, rel=0.3)
+    # 2 * 7.5e9 * 8192 = 1.23e14 operations at about 500 TFLOPS, 2 * 4096 * 8192^2 * 32 = 1.8e13 of attention at 450
+    found = of(prompt=8192, context=9000, concurrency=1)
+    assert found.ttft_s == pytest.approx(0.246 + 0.040, rel=0.3)
+
+
+def test_a_short_prompt_is_bound_by_the_host():
+    short, longer = (of(prompt=n, concurrency=1).ttft_s for n in (16, 64))
+    assert short == pytest.approx(longer, rel=0.02)
+    assert of(prompt=16, concurrency=1, framework="llama.cpp").ttft_s < short / 2
+
+
+def test_a_batch_that_starts_together_reads_its_prompts_together():
+    one, eight = (of(framework="transformers", concurrency=n).ttft_s for n in (1, 8))
+    assert 4 * one < eight < 8 * one
+
+
+def test_a_busy_server_makes_a_request_wait_but_not_for_all_others():
+    found = [of(concurrency=n) for n in (1, 8, 64)]
+    times = [f.ttft_s for f in found]
+    assert times == sorted(times)
+    # hardly any queue where prompts are a small part of the work
+    calm = of(concurrency=8, prompt=256, output=4096)
+    assert calm.ttft_s < 1.3 * of(concurrency=1, prompt=256, output=4096).ttft_s
+    # never longer than all the others' prompts
+    assert times[-1] < 64 * times[0]
 
 
 def test_parts_sum_to_the_time_of_a_token():

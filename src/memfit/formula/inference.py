@@ -162,6 +162,11 @@ def _block_peak(arch: Architecture, d: Dims, tokens: int, style: Style) -> int:
     return best
 
 
+def step_tokens(values: Mapping[str, Any], tokens: int) -> int:
+    """Tokens of one scheduler step when ``tokens`` wait: the job's, else the engine's own limit."""
+    return int(min(tokens, values["batch_tokens"] or _data()["step_tokens"].get(values["framework"], tokens)))
+
+
 def serving(resolved: Resolved) -> Serving:
     """The memory of a plain inference run."""
     v, arch = resolved.values, resolved.arch
@@ -190,9 +195,8 @@ def serving(resolved: Resolved) -> Serving:
     eager = v["attention"] == "eager" or quirks.get("attention") == "eager"
     style = Style(trained=False, attention="eager" if eager else "flash", rope="composite")
     tokens = sequences * prompt
-    step_tokens = min(tokens, v["batch_tokens"] or _data()["step_tokens"].get(framework, tokens))
     one = Dims(micro_batch=1, seq_len=prompt, tp=v["tp"])
-    activation = _block_peak(arch, one, step_tokens, style)
+    activation = _block_peak(arch, one, step_tokens(v, tokens), style)
     vocab = arch.vocab_size
     logits = tokens * vocab * 6 if quirks.get("logits") == "prompt" else sequences * vocab * 6
     if quirks.get("logits") == "forward":

@@ -15,7 +15,7 @@ from memfit.errors import MemfitError
 from memfit.formula import profile as profiles
 from memfit.formula.blocks import program
 from memfit.formula.dims import Dims, block_atoms, cdiv
-from memfit.formula.inference import KV_BITS
+from memfit.formula.inference import KV_BITS, step_tokens
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.style import Style as ProgramStyle
 from memfit.job import Job
@@ -51,7 +51,7 @@ class Latency:
     """Serving speed of one job.
 
     Attributes:
-        ttft_s: seconds from a request to its first token, with ``concurrency`` requests kept running.
+        ttft_s: mean seconds from a request to its first token, with ``concurrency`` requests kept running.
         tpot_s: seconds per further token of a sequence.
         tokens_per_s_per_gpu: generated tokens per second over all sequences, by GPU.
         parts: part of ``tpot_s`` -> seconds, in the order of ``PARTS``.
@@ -97,6 +97,8 @@ class _Server:
         self.kv_bytes = KV_BITS[v["kv"] or "bf16"] / 8.0
         self.ranks = v["dp"]
         self.mine = max(1, -(-(v["concurrency"] or 1) // self.ranks))
+        hidden = float(self.mine * self.arch.hidden_size * 2)
+        self.hop = float(self.f.send(v["tp"], hidden)) * (v["pp"] - 1)
 
     def run(self, sequences: int, new: int, past: int, *, decode: bool) -> Seconds:
         """One step over ``sequences`` sequences with ``new`` tokens each behind ``past`` in the cache."""
@@ -149,17 +151,37 @@ class _Server:
             group = self.f.group(d.ep, self.v["tp"])
             one.put("ep", self.f.all_to_all(group, size * block.ffn.top_k) / self.c.contention * 2.0)
 
-    def host(self, step: Seconds) -> float:
-        """Host time that shows in a step."""
-        host = float(self.engine["step_s"])
-        if self.engine["launches"]:
-            host += max(float(step.launches) * self.c.host_s * NO_GRADIENTS - float(step.device), 0.0)
-        return host
+    def host(self, step: Seconds, each: float) -> float:
+        """Host time that shows in a step; ``each``: of a kernel, over that of plain eager code."""
+        waits = float(step.launches) * self.c.host_s * NO_GRADIENTS * each - float(step.device)
+        return float(self.engine["step_s"]) + max(waits, 0.0)
+
+    def prefill(self, sequences: int, prompt: int, host: float) -> float:
+        """Seconds to read the prompts of ``sequences`` requests that share a step; ``host``: see `host`."""
+        step = self.run(sequences, prompt, 0, decode=False)
+        return float(step.device) + self.host(step, host) + self.hop
+
+    def first(self, prompt: int, output: int, own: float) -> float:
+        """Seconds from a request to its first token; ``own`` of a decode step, without prompts between."""
+        around, each = float(self.engine["request_s"]), float(self.engine["prompt_host"])
+        if not self.engine["refills"]:
+            return around + self.prefill(self.mine, prompt, each)
+        alone = self.prefill(1, prompt, each)
+        if self.mine == 1:
+            return around + alone
+        # at the start all come at once, and as many as fit share a step
+        together = max(1, min(self.mine, step_tokens(self.v, self.mine * prompt) // prompt))
+        steps = -(-self.mine // together)
+        burst = (steps + 1) / 2 * self.prefill(together, prompt, each)
+        # later, one comes when another ends: it waits for the step that runs, and for prompts before its own
+        queue = min(alone / (2 * output * own), 1.0) * (self.mine - 1) * alone
+        return around + AT_ONCE * burst + (1 - AT_ONCE) * (alone + own / 2 + queue)
 
 
-WAVE = 0.3
-"""Prompts before one's own, over the other requests: those that began together end together, so that their successors
-come together, and of n each waits for n / 2; less as several prompts share a step."""
+AT_ONCE = 0.1
+"""Share of the requests that come at once: load generators keep ``concurrency`` requests running and send about ten
+times as many, the first ones together. The others arrive one by one, and prompts queue as in M/D/1: with n requests of
+prompt time p that decode for d, the load of prompts to everything else is n p / d, and the wait p / 2 times that."""
 
 NO_GRADIENTS = 0.55
 """Host time of an operation that records nothing for a backward pass over one that does: 28 us against 50."""
@@ -180,28 +202,22 @@ def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> L
     server = _Server(resolved, calibration)
     prompt = max(1, min(v["prompt"] or v["context"] - (v["output"] or 0), v["context"]))
     output = max(1, v["output"] or v["context"] - prompt)
-    prefill = server.run(1, prompt, 0, decode=False)
-    pp = v["pp"]
-    hop = float(server.f.send(v["tp"], float(server.mine * resolved.arch.hidden_size * 2))) * (pp - 1)
-    prefill_s = float(prefill.device) + server.host(prefill) + hop
     step = server.run(server.mine, 1, prompt + output // 2, decode=True)
     parts = dict.fromkeys(PARTS, 0.0)
     for name in ("matmul", "attention", "memory", "tp", "ep"):
         parts[name] = float(step.parts[name])
-    parts["pp"] = hop
-    parts["host"] = server.host(step)
-    own = sum(parts.values())
-    wait = 0.0
-    if server.engine["refills"] and server.mine > 1:
-        # while a request makes its tokens, each of the others starts once
-        parts["refills"] = (server.mine - 1) * prefill_s / output
-        wait = own + WAVE * (server.mine - 1) * prefill_s
+    parts["pp"] = server.hop
+    parts["host"] = server.host(step, float(server.engine["launches"]))
+    ttft = server.first(prompt, output, sum(parts.values()))
+    if server.engine["refills"]:
+        # while a request makes its tokens, each of the others starts once, beside decoding
+        parts["refills"] = (server.mine - 1) * server.prefill(1, prompt, 0.0) / output
     tpot = 0.0
     for value in parts.values():
         tpot = tpot + value
-    gpus = v["tp"] * pp * v["cp"] * v["dp"]
+    gpus = v["tp"] * v["pp"] * v["cp"] * v["dp"]
     return Latency(
-        ttft_s=prefill_s + wait,
+        ttft_s=ttft,
         tpot_s=tpot,
         tokens_per_s_per_gpu=server.mine * v["dp"] / tpot / gpus,
         parts=parts,
