@@ -18,7 +18,9 @@ from memfit.errors import JobErrors
 from memfit.export import Export, export
 from memfit.export.folder import write_files
 
-__all__ = ["PROGRAMS", "TINY", "accepted", "base", "export", "job", "losses", "run", "tiny", "tokens", "torchrun", "trainer"]
+__all__ = [
+    "PROGRAMS", "TINY", "accepted", "base", "export", "job", "losses", "run", "tiny", "tokens", "torchrun", "trainer",
+]  # fmt: skip
 BIN = Path(sys.executable).parent
 
 

@@ -1,4 +1,4 @@
-"""Runs a script (PATH ...) or a module (-m NAME ...) as its own main program, then leaves without freeing what DDP holds.
+"""Runs a script (PATH ...) or a module (-m NAME ...) as the main program, then leaves without freeing what DDP holds.
 
 A process that frees a DDP model holds the interpreter's lock while it waits for gloo's thread to end, and that thread
 may be waiting for the same lock to free the last collective's tensor: torch 2.13 on CPUs hangs now and then when the
@@ -8,6 +8,7 @@ Trainer goes out of scope. What is checked here has been printed by then.
 import os
 import runpy
 import sys
+from pathlib import Path
 
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +27,7 @@ if sys.argv[0] == "-m":
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 else:
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
 sys.stdout.flush()
 sys.stderr.flush()
