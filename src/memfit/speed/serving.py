@@ -96,9 +96,9 @@ class _Server:
         self.eager = v["attention"] == "eager"
         self.kv_bytes = KV_BITS[v["kv"] or "bf16"] / 8.0
         self.ranks = v["dp"]
-        self.mine = max(1, -(-(v["concurrency"] or 1) // self.ranks))
+        self.mine: int = max(1, -(-(v["concurrency"] or 1) // self.ranks))
         hidden = float(self.mine * self.arch.hidden_size * 2)
-        self.hop = float(self.f.send(v["tp"], hidden)) * (v["pp"] - 1)
+        self.hop: float = float(self.f.send(v["tp"], hidden)) * (v["pp"] - 1)
 
     def run(self, sequences: int, new: int, past: int, *, decode: bool) -> Seconds:
         """One step over ``sequences`` sequences with ``new`` tokens each behind ``past`` in the cache."""
