@@ -131,7 +131,7 @@ class Space:
     def forbidden(self, chosen: Mapping[str, Any]) -> bool:
         """Whether the values chosen so far break an exclusion of the framework."""
         named = {("in_backward" if k == "optimizer_in_backward" else k): v for k, v in chosen.items()}
-        return excluded(self.cap.name, self.base.values["method"], named) is not None
+        return excluded(self.cap.name, self.base.values["method"], {**named, "gpus": self.gpus}) is not None
 
     @cached_property
     def size(self) -> int:

@@ -126,14 +126,29 @@ class Exchange:
         if not f.prefetch:
             forward, backward = forward * 0.0, backward * 0.0
         again = gather if s.choices.reshard else gather * 0.0
-        one = self._shown(gather, forward, 0.0) * self.blocks + gather + entry
+        out, into = self._packing(each * self.blocks + outer * float(s.scheme.gathered or s.width), trained, width)
+        one = self._shown(gather, forward, 0.0) * self.blocks + gather + entry + out
         if stays_gathered(self.model):  # gathered once; reduced when the last micro-batch is through
-            return one + reduce * self.blocks + leave
-        quiet = self._shown(again, backward, 0.0) * self.blocks
-        busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce + leave
+            return one + reduce * self.blocks + leave + into
+        quiet = self._shown(again, backward, 0.0) * self.blocks + (out if s.choices.reshard else 0.0)
+        busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce + leave + into
+        busy = busy + (out if s.choices.reshard else 0.0)
         micro = self.d.grad_accum
         held = micro - 1 if whole_grads(self.model) else 0  # micro-batches after which nothing is reduced
         return one * micro + quiet * held + busy * (micro - held)
+
+    def _packing(self, gathered: Real, trained: Real, width: float) -> tuple[Real, Real]:
+        """Copies of weights out of, and gradients into, the buffer of a unit's collective; nothing runs beside them.
+
+        Args:
+            gathered: bytes of all gathered weights.
+            trained: parameters whose gradients are reduced, in ``width`` bytes each.
+        """
+        rate = self.m.rates.stream
+        packed = self.m.framework.zero3_by == "block"
+        out = gathered * (2.0 * packed / rate)
+        into = trained * ((self.model.grad_width + width) * packed / rate)
+        return choose(self.shards.size > 1, out, out * 0.0), choose(self.shards.size > 1, into, into * 0.0)
 
     def _gather(self, g: Group, whole: Real) -> Real:
         return choose(g.size > 1, self.m.fabric.gather(g, whole), 0.0)
