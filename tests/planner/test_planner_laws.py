@@ -59,7 +59,7 @@ def test_what_only_runs_with_the_allocator_at_work_is_said_to():
     )
     best = tight.plans[0].estimate
     assert best.p_retry > 0.01
-    assert any("expandable_segments" in note for note in tight.notes)
+    assert any("expandable_segments" in text for text in best.warnings)
 
 
 def test_what_was_stated_is_kept():

@@ -248,6 +248,16 @@ def test_a_negative_rest_is_shown():
     assert any(line.startswith("at the peak") and "2.00" in line for line in lines)
 
 
+@pytest.mark.parametrize(("need", "name"), [(None, "missing"), (5 * GIB, "missing"), (4 * GIB, "to give back")])
+def test_what_exceeds_the_card_is_missing_unless_it_is_cache(need, name):
+    parts = [
+        Entry(component="parameters", name="weights", bytes=3 * GIB),
+        Entry(component="slack", name="cache", bytes=2 * GIB),
+    ]
+    lines = ledger(Page(width=80), Ledger.of(parts, capacity_bytes=4 * GIB), need=need)
+    assert any(line.startswith(name) and "1.00" in line for line in lines)
+
+
 def test_frontier_in_words():
     text = (GOLDEN / "sweep-80.txt").read_text(encoding="utf-8")
     assert text.splitlines()[-1] == "fits up to seq_len 4096"

@@ -117,11 +117,10 @@ def plan(request: Request, *, lever: str = "") -> Answer:
         return Answer(request=request, plans=(), impossible=explain_impossible(request))
     return Answer(
         request=request,
-        plans=found.plans,
+        plans=tuple(_warned(one, request.risk) for one in found.plans),
         notes=(
             *found.field.space.notes,
             *_host_note(found),
-            *_retry_note(found),
             *_length_note(found.field.space.base.arch.max_positions, found.field.space.base.values["seq_len"]),
             *price_notes(request),
         ),
@@ -191,15 +190,16 @@ def _host_note(found: Found) -> tuple[str, ...]:
     return (note,) if note and any(plan.estimate.host_bytes for plan in found.plans) else ()
 
 
-def _retry_note(found: Found) -> tuple[str, ...]:
-    """What a plan costs that runs with reserved memory at the card's limit: no other was left."""
-    p = found.plans[0].estimate.p_retry
-    if not p or p <= found.request.risk:
-        return ()
-    return (
+def _warned(plan: Plan, risk: float) -> Plan:
+    """The plan with what it costs to run with reserved memory at the card's limit, where no other was left."""
+    p = plan.estimate.p_retry
+    if not p or p <= risk:
+        return plan
+    text = (
         f"reserved memory exceeds the card with P {p:.0%}: PyTorch then gives its cache back in every step, which is "
-        "slow; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True avoids most of it",
+        "slow; PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True avoids most of it"
     )
+    return replace(plan, estimate=replace(plan.estimate, warnings=(*plan.estimate.warnings, text)))
 
 
 def _length_note(most: int, length: int | None) -> tuple[str, ...]:

@@ -29,7 +29,12 @@ def estimate_text(page: Page, estimate: Estimate, *, command: str | None = None)
         estimate: the result.
         command: the command line that asked, for the hint what to run next; None leaves the hint out.
     """
-    parts = [verdict(page, estimate), ledger(page, estimate.ledger), peak(page, estimate), time(page, estimate)]
+    parts = [
+        verdict(page, estimate),
+        ledger(page, estimate.ledger, need=need_of(estimate).mid),
+        peak(page, estimate),
+        time(page, estimate),
+    ]
     parts += [stages(page, estimate), warnings(page, estimate.warnings)]
     parts += [assumptions(page, estimate), changes(page, estimate)]
     if command is not None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from memfit.ledger import COMPONENTS
 from memfit.report.estimate import flags, short
+from memfit.report.ledger import remainder
 from memfit.report.page import clean
-from memfit.report.verdict import headline
+from memfit.report.verdict import headline, need_of
 from memfit.report.words import cards, gib, job_line, moment, signed_gib, value
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def estimate_html(estimate: Estimate) -> str:
     title = f"<p><b>{_e(headline(estimate))}</b><br>{_e(_subject(estimate))}</p>"
     peak = f"<p>peak: {_e(moment(estimate))}, on {_e(book.label)}</p>"
     notes = "".join(f"<p>warning: {_e(text)}</p>" for text in estimate.warnings)
-    return f'<div class="memfit">{title}{_bar(book)}{_table(book)}{peak}{notes}{_others(estimate)}</div>'
+    table = _table(book, need_of(estimate).mid)
+    return f'<div class="memfit">{title}{_bar(book)}{table}{peak}{notes}{_others(estimate)}</div>'
 
 
 def _e(text: object) -> str:
@@ -80,7 +82,7 @@ def _bar(book: Ledger) -> str:
     )
 
 
-def _table(book: Ledger) -> str:
+def _table(book: Ledger, need: int) -> str:
     rows = []
     for entry in book.entries:
         swatch = f'<span style="color:{COLORS[entry.component]}" aria-hidden="true">&#9632;</span>'
@@ -91,7 +93,7 @@ def _table(book: Ledger) -> str:
         )
     total = f"<tr><th {_TEXT}>at the peak</th><td></td><th {_CELL}>{gib(book.device_bytes)}</th><td></td></tr>"
     if book.capacity_bytes is not None and book.free_bytes is not None:
-        name = "free" if book.free_bytes >= 0 else "missing"
+        name = remainder(book, need)
         total += f"<tr><td {_TEXT}>{name}</td><td></td><td {_CELL}>{gib(abs(book.free_bytes))}</td><td></td></tr>"
         total += f"<tr><td {_TEXT}>capacity</td><td></td><td {_CELL}>{gib(book.capacity_bytes)}</td><td></td></tr>"
     head = f"<tr><th {_TEXT}>component</th><th {_TEXT}></th><th {_CELL}>GiB</th><th {_TEXT}>origin</th></tr>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from memfit.ledger import Entry, Ledger
 from memfit.report.page import Page, Style, cells, clean, wrap
@@ -26,21 +26,36 @@ class _Line(NamedTuple):
     fill: str = ""
 
 
-def ledger(page: Page, book: Ledger) -> list[str]:
-    """The table of one rank with its total, what is left, and the meaning of the letters."""
+def ledger(page: Page, book: Ledger, *, need: int | None = None) -> list[str]:
+    """The table of one rank with its total, what is left, and the meaning of the letters.
+
+    Args:
+        page: where it stands.
+        book: of the rank.
+        need: bytes of it that must be there; the rest is cache that the allocator gives back. None: all.
+    """
     lines = list(_components(page, book))
     total, capacity = book.device_bytes, book.capacity_bytes
     lines.append(_Line("at the peak", gib(total), text_style="bold"))
     if capacity is not None:
-        free = capacity - total
-        if free >= 0:
-            lines.append(_Line("free", gib(free), "", total, capacity, fill=page.free))
+        name = remainder(book, need)
+        if name == "free":
+            lines.append(_Line(name, gib(capacity - total), "", total, capacity, fill=page.free))
         else:
-            lines.append(_Line("missing", gib(-free), "", capacity, total, "bad", "bad"))
+            style: Style = "bad" if name == "missing" else "warn"
+            lines.append(_Line(name, gib(total - capacity), "", capacity, total, style, style))
         lines.append(_Line("capacity", gib(capacity)))
     drawn = _draw(page, lines, total, capacity)
     letters = {line.letter for line in lines if line.letter}
     return [*drawn, *wrap(f"GiB on each GPU; {legend(letters)}", page.width, "  ")]
+
+
+def remainder(book: Ledger, need: int | None) -> Literal["free", "to give back", "missing"]:
+    """What the difference between the peak and a known capacity is; see `ledger` for ``need``."""
+    assert book.capacity_bytes is not None
+    if book.device_bytes <= book.capacity_bytes:
+        return "free"
+    return "to give back" if need is not None and need <= book.capacity_bytes else "missing"
 
 
 def _components(page: Page, book: Ledger) -> Iterable[_Line]:

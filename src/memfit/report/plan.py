@@ -11,6 +11,7 @@ from memfit.planner.explain import Step
 from memfit.planner.levers import WORDS
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, cells, clean, paragraph, table
+from memfit.report.verdict import need_of
 from memfit.report.words import cards, gib, job_line, percent, signed_gib, split, uneven, value
 from memfit.units import GIB, format_count
 
@@ -35,7 +36,8 @@ def plan_text(page: Page, answer: Answer, *, command: str | None = None, written
     if answer.impossible is not None:
         return _text([_impossible(page, answer), _notes(page, answer)])
     best = answer.plans[0]
-    parts = [_verdict(page, answer), ledger(page, best.estimate.ledger), _time(page, best), _binding(page, answer)]
+    book = ledger(page, best.estimate.ledger, need=need_of(best.estimate).mid)
+    parts = [_verdict(page, answer), book, _time(page, best), _binding(page, answer)]
     parts += [_waterfall(page, answer), _choices(page, answer), _others(page, answer), _front(page, answer)]
     parts += [_qualities(page, best), _warnings(page, best), _checked(page, answer), _probes(page, answer)]
     parts += [_notes(page, answer), _next(page, answer, command, written)]

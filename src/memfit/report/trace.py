@@ -25,7 +25,12 @@ _CLEAR = 0.02
 
 def trace_text(page: Page, answer: Answer) -> str:
     """The whole answer."""
-    parts = [verdict(page, answer), ledger(page, answer.ledger), peak(page, answer), phases(page, answer)]
+    parts = [
+        verdict(page, answer),
+        ledger(page, answer.ledger, need=answer.needed[1]),
+        peak(page, answer),
+        phases(page, answer),
+    ]
     parts += [formula(page, answer), settings(page, answer), tensors(page, answer)]
     parts += [warnings(page, answer.trace.warnings), notes(page, answer)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
