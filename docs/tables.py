@@ -263,6 +263,7 @@ def profile_list() -> str:
         parts += [f"### {name}", "", f"Source: {prof.source}.", ""]
         rows = [(_ROWS.get(key, key.replace("_", " ")), code(_word(value))) for key, value in _plain(prof).items()]
         rows += [(f"default of `{key}`", code(_word(value))) for key, value in prof.defaults.items()]
+        rows += [(f"default of `{key}` in a pipeline", code(_word(value))) for key, value in prof.pipeline.items()]
         rows += [(f"precision `{key}`", f"[`{value}`](#scheme-{value})") for key, value in prof.schemes.items()]
         rows += [
             (f"precision `{key}`, sharded", f"[`{value}`](#scheme-{value})") for key, value in prof.sharded.items()
@@ -279,7 +280,7 @@ def profile_list() -> str:
 
 
 def _plain(prof: profiles.Profile) -> dict[str, Any]:
-    left_out = {"name", "source", "schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults"}
+    left_out = {"name", "source", *profiles.TABLES}
     if prof.modules == "transformers":  # rows of own modules say nothing here
         left_out |= {"norm_code", "rope_cat", "pad_qkv", "dropouts"}
     fields = {f: getattr(prof, f) for f in prof.__slots__ if f not in left_out}

@@ -46,7 +46,7 @@ def main_file(name, folder):
 
 
 def levers_of(given):
-    done = complete(given, defaults_of(given.strategy.framework, given.strategy.framework_version))
+    done = complete(given, defaults_of(given.strategy))
     return effective({**done.values, "name": given.model.name, "config": None, "extra": None})
 
 

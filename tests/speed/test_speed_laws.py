@@ -126,6 +126,19 @@ def test_gathering_weights_twice_costs_more_and_sharding_shortens_the_optimizer(
     assert parts(**base, zero=3)["optimizer"] < parts(**base, zero=0)["optimizer"]
 
 
+def test_a_sharded_pipeline_gathers_again_after_each_forward_pass_that_reshards():
+    # torch.distributed.pipelining over FSDP2, counted on 2 x 2 processes: 1 gather of each unit, or 1 + micro-batches
+    base = {"model": "llama-3.1-8b", "framework": "torchtitan", "gpu": "16xa100", "dp": 4, "tp": 2, "pp": 2, "zero": 3}
+    for schedule in ({"pp_schedule": "1f1b"}, {"pp_schedule": "interleaved", "virtual_pp": 2}):
+        few, many = ({**base, **schedule, "grad_accum": n} for n in (8, 16))
+        kept = [parts(**fields, reshard=False)["dp"] for fields in (few, many)]
+        again = [parts(**fields, reshard=True)["dp"] for fields in (few, many)]
+        assert kept[0] == pytest.approx(kept[1])
+        assert again[0] > kept[0]
+        assert again[1] - kept[1] == pytest.approx(2 * (again[0] - kept[0]))
+        assert parts(**few)["dp"] == kept[0]  # torchtitan leaves resharding off in a pipeline
+
+
 def test_offloading_costs_the_host_interface_and_the_hosts_memory():
     base = {"model": "llama-3.2-1b", "gpu": "rtx-4090", "framework": "deepspeed", "seq_len": 1024, "zero": 3}
     plain, states = parts(**base), parts(**base, offload=("optimizer",))

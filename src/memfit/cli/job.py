@@ -55,7 +55,7 @@ def command(
     if stated and not formats:
         raise hinted("--stated goes with --toml, --yaml or --json", "add one of them", ctx)
     job = given(ctx, source).job()
-    completed = complete(job, defaults_of(job.strategy.framework, job.strategy.framework_version))
+    completed = complete(job, defaults_of(job.strategy))
     rows = describe(completed)
     if formats:
         emit(dumps(job if stated else resolved_job(completed, rows), formats[0]))

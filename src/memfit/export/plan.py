@@ -193,7 +193,7 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
     if job.strategy.framework is None:
         stated = replace(job, strategy=replace(job.strategy, framework=framework, framework_version=version))
     own = target.defaults(job)
-    defaults = {**defaults_of(stated.strategy.framework, stated.strategy.framework_version), **own}
+    defaults = {**defaults_of(stated.strategy), **own}
     completed = complete(stated, defaults)
     values = effective({**completed.values, "name": job.model.name, "config": job.model.config, "extra": None})
     found = list(faults(target.levers, _identified(values), target.tool, others))

@@ -127,6 +127,11 @@ class Profile:
     loss_adapters: Mapping[str, str] = field(hash=False)
     loss_compiled: Mapping[str, str] = field(hash=False)
     defaults: Mapping[str, Any] = field(hash=False)
+    pipeline: Mapping[str, Any] = field(hash=False)
+
+
+TABLES = ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults", "pipeline")
+"""Rows that are tables: a variant's entries go over those of the profile it is like."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +191,7 @@ def _raw(name: str) -> dict[str, Any]:
         return row
     base = _raw(parent)
     merged = {**base, **row}
-    for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults"):
+    for key in TABLES:
         merged[key] = {**base.get(key, {}), **row.get(key, {})}
     return merged
 
@@ -234,10 +239,7 @@ def profile(name: str) -> Profile:
     if name not in _profiles()["profile"]:
         raise UnknownNameError("training framework", name, names())
     row = _raw(name)
-    parts = {
-        key: row.get(key, {})
-        for key in ("schemes", "sharded", "loss", "loss_tp", "loss_adapters", "loss_compiled", "defaults")
-    }
+    parts = {key: row.get(key, {}) for key in TABLES}
     rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k not in parts}
     return Profile(name=name, **rest, **parts)
 

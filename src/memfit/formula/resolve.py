@@ -11,7 +11,7 @@ from memfit.errors import JobError, UnknownNameError
 from memfit.formula import profile as profiles
 from memfit.formula.cautions import check_targets
 from memfit.hardware import Gpu, lookup_gpu
-from memfit.job import Completed, Job, complete
+from memfit.job import Completed, Job, Strategy, complete
 from memfit.models import Architecture
 from memfit.models import resolve as resolve_model
 from memfit.models.quantised import method, stored_as
@@ -65,13 +65,18 @@ def _gpu(name: str) -> Gpu:
     return lookup_gpu(name)[0]
 
 
+def defaults_of(strategy: Strategy) -> dict[str, Any]:
+    """The defaults of a job's framework profile as dotted paths."""
+    stages = strategy.pp or len(strategy.pp_layers or ())
+    return _defaults(strategy.framework or DEFAULT_FRAMEWORK, strategy.framework_version, stages > 1)
+
+
 @lru_cache(maxsize=1024)
-def defaults_of(framework: str | None, version: str | None = None) -> dict[str, Any]:
-    """A framework profile's own defaults as dotted paths."""
-    name = framework or DEFAULT_FRAMEWORK
-    if name not in profiles.names():
+def _defaults(framework: str, version: str | None, pipeline: bool) -> dict[str, Any]:
+    if framework not in profiles.names():
         return {}
-    table = profiles.profile(profiles.select(name, version)).defaults
+    found = profiles.profile(profiles.select(framework, version))
+    table = {**found.defaults, **(found.pipeline if pipeline else {})}
     paths = {f"task.{k}" if k.startswith("lora.") else f"strategy.{k}": v for k, v in table.items()}
     return {path: tuple(v) if isinstance(v, list) else v for path, v in paths.items()}
 
@@ -159,7 +164,7 @@ def resolve(job: Job) -> Resolved:
         UnknownNameError: the model, the framework or the GPU does not exist.
         ConfigError, InputFileError: the model's configuration cannot be read.
     """
-    completed = complete(job, defaults_of(job.strategy.framework, job.strategy.framework_version))
+    completed = complete(job, defaults_of(job.strategy))
     model = job.model
     if model.config is None and model.name is None:
         raise JobError("model.name", "no model is given", hint="name a catalog model, a folder, or give `model.config`")

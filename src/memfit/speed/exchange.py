@@ -128,14 +128,25 @@ class Exchange:
         again = gather if s.choices.reshard else gather * 0.0
         out, into = self._packing(each * self.blocks + outer * float(s.scheme.gathered or s.width), trained, width)
         one = self._shown(gather, forward, 0.0) * self.blocks + gather + entry + out
-        if stays_gathered(self.model):  # gathered once; reduced when the last micro-batch is through
-            return one + reduce * self.blocks + leave + into
+        if stays_gathered(self.model):  # reduced when the last micro-batch is through
+            return one + self._regathered(gather, forward, backward, out) + reduce * self.blocks + leave + into
         quiet = self._shown(again, backward, 0.0) * self.blocks + (out if s.choices.reshard else 0.0)
         busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce + leave + into
         busy = busy + (out if s.choices.reshard else 0.0)
         micro = self.d.grad_accum
         held = micro - 1 if whole_grads(self.model) else 0  # micro-batches after which nothing is reduced
         return one * micro + quiet * held + busy * (micro - held)
+
+    def _regathered(self, gather: Real, forward: Real, backward: Real, out: Real) -> Real:
+        """What a pipeline's stage that keeps its weights after a backward pass gathers again, after each forward pass.
+
+        Torch's schedules switch resharding off for the backward pass alone. With 1F1B the backward pass that follows a
+        forward pass gathers again, with interleaving the next forward pass of the same chunk.
+        """
+        if not self.s.choices.reshard:
+            return 0.0
+        beside = forward if self.s.choices.schedule == "interleaved" else backward
+        return (self._shown(gather, beside, 0.0) * self.blocks + out) * self.d.grad_accum
 
     def _packing(self, gathered: Real, trained: Real, width: float) -> tuple[Real, Real]:
         """Copies of weights out of, and gradients into, the buffer of a unit's collective; nothing runs beside them.
