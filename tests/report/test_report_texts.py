@@ -165,6 +165,57 @@ def test_wrapping_keeps_every_word(text, width):
     assert lines[0].startswith(text[: len(text) - len(text.lstrip())])
 
 
+NARROW = [
+    ("qwen3-coder-480b-a35b", "480.2B", "qwen3_moe", "Qwen/Qwen3-Coder-480B-A35B-Instruct"),
+    ("smollm-135m", "134.5M", "llama", "HuggingFaceTB/SmolLM-135M"),
+]
+NARROW_COLUMNS = [Column("model"), Column("params", "right"), Column("type", flex=True), Column("hub id", flex=True)]
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 70, 80, 100])
+def test_no_width_breaks_a_word_of_a_table(width):
+    """Words of more than 20 cells may break, and only at their seams."""
+    lines = table(Page(width=width), NARROW_COLUMNS, NARROW)
+    whole = {word for row in NARROW for cell in row for word in cell.split()}
+    broken = {word for line in lines[1:] for word in line.split()} - whole - {"hub", "id"}
+    assert all(any(re.search(rf"(^|[-/]){re.escape(part)}($|(?<=[-/]))", word) for word in whole) for part in broken)
+    assert max(map(cells, lines)) <= max(width, cells("qwen3-coder-480b-a35b  480.2B  qwen3_moe"))
+
+
+def test_what_a_narrow_line_has_no_room_for_stands_below_it():
+    assert table(Page(width=50), NARROW_COLUMNS, NARROW) == [
+        "model                  params  type",
+        "    hub id",
+        "qwen3-coder-480b-a35b  480.2B  qwen3_moe",
+        "    Qwen/Qwen3-Coder-480B-A35B-Instruct",
+        "smollm-135m            134.5M  llama",
+        "    HuggingFaceTB/SmolLM-135M",
+    ]
+
+
+def test_the_first_column_stands_above_its_line():
+    columns = [Column("how it came about", flex=True), Column("GiB", "right"), Column("step", "right")]
+    assert table(Page(width=30), columns, [["loss kernel: loss compiled", "70.00 GiB", "8.32 s"]]) == [
+        "how it came about",
+        "      GiB    step",
+        "loss kernel: loss compiled",
+        "70.00 GiB  8.32 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "lines"),
+    [
+        ("Qwen/Qwen3-Coder-480B", ["Qwen/Qwen3-", "Coder-480B"]),
+        ("activations,optimizer", ["activations,", "optimizer"]),
+        ("30,532,122,624.5", ["30,532,122,62", "4.5"]),  # a number has no seams
+        ("--gradient-checkpointing", ["--gradient-", "checkpointing"]),
+    ],
+)
+def test_long_words_break_at_seams(word, lines):
+    assert wrap(word, 13) == lines
+
+
 def test_flags_say_what_the_fields_say():
     fields = {"loss": "fused", "compile": False, "reshard": True, "offload": ("optimizer",), "global_batch": None}
     assert flags(fields) == "--loss fused --no-compile --reshard --offload optimizer"

@@ -5,8 +5,9 @@ Widths are terminal cells: an East Asian wide character takes two. Numbers are n
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -91,6 +92,10 @@ def cells(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
+# Where a long word may break: after a hyphen, slash or equals sign; after a dot, comma or colon that is in no number.
+_SEAMS = re.compile(r"(?<=\w[-/=])(?=\w)|(?<=\w[.,:])(?=[^\W\d])")
+
+
 def wrap(text: str, width: int, indent: str = "") -> list[str]:
     """Lines of at most ``width`` cells, broken at spaces (inside a word only where it is longer than a line).
 
@@ -122,6 +127,10 @@ def wrap(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def _head(word: str, room: int) -> str:
+    """The part of a word that a line takes: up to its last seam there, else as many characters as there is room for."""
+    seams = [seam.start() for seam in _SEAMS.finditer(word) if cells(word[: seam.start()]) <= room]
+    if seams:
+        return word[: seams[-1]]
     size, used = 0, 0
     for character in word:
         used += cells(character)
@@ -148,7 +157,7 @@ Row = Sequence[Cell | str]
 
 
 class Column(NamedTuple):
-    """One column: ``flex`` ones wrap when the page is narrow, others keep their width."""
+    """One column: ``flex`` ones wrap or leave the line when the page is narrow, others keep their width."""
 
     title: str
     align: Literal["left", "right"] = "left"
@@ -156,11 +165,17 @@ class Column(NamedTuple):
 
 
 _GAP = 2
-_LEAST = 10  # cells of a flexible column; below that the line grows past the page
+_HANG = "  "  # of the further lines of a cell
+_BELOW = "    "  # of a cell that has a line to itself
+_LEAST = 16  # cells of a flexible column: narrower ones do not read well
+_LONG = 20  # cells of a word that may be broken at a seam to keep its column in the line
 
 
 def table(page: Page, columns: Sequence[Column], rows: Iterable[Row], *, indent: str = "") -> list[str]:
     """A table without borders as lines; trailing spaces are left out.
+
+    On a narrow page flexible columns wrap. Where words would break, the last of them get a line of their own below
+    the row (the first column: above it). Other columns keep their width, if need be past the page.
 
     Args:
         page: what it is written on.
@@ -169,32 +184,54 @@ def table(page: Page, columns: Sequence[Column], rows: Iterable[Row], *, indent:
         indent: what each line begins with.
     """
     body = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    widths = [max([cells(c.title), *(cells(row[i].text) for row in body)]) for i, c in enumerate(columns)]
-    over = cells(indent) + sum(widths) + _GAP * (len(columns) - 1) - page.width
-    flexible = sorted((i for i, c in enumerate(columns) if c.flex), key=lambda i: -widths[i])
-    while over > 0 and flexible:
-        widest = max(flexible, key=lambda i: widths[i])
-        if widths[widest] <= _LEAST:
+    heads = [[Cell(c.title, "dim") for c in columns]] if any(c.title for c in columns) else []
+    widths = _widths(columns, [[Cell(c.title) for c in columns], *body], page.width - cells(indent))
+    return [line for row in (*heads, *body) for line in _row(page, columns, widths, row, indent)]
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], room: int) -> dict[int, int]:
+    """Cells of each column that stays in the line; the others get lines of their own."""
+    widths = {i: max(cells(row[i].text) for row in rows) for i in range(len(columns))}
+    least = {i: _least(row[i].text for row in rows) if c.flex else widths[i] for i, c in enumerate(columns)}
+    while len(widths) > 1:
+        over = sum(min(widths[i], least[i]) for i in widths) + _GAP * (len(widths) - 1) - room
+        flexible = [i for i in widths if columns[i].flex]
+        if over <= 0 or not flexible:
             break
-        widths[widest] -= 1
+        del widths[flexible[-1]]
+    over = sum(widths.values()) + _GAP * (len(widths) - 1) - room
+    order = sorted(widths, key=lambda i: -widths[i])
+    while over > 0 and (wide := [i for i in order if widths[i] > least[i]]):
+        widths[max(wide, key=lambda i: widths[i])] -= 1
         over -= 1
-    lines = []
-    if any(c.title for c in columns):
-        lines += _row(page, columns, widths, [Cell(c.title, "dim") for c in columns], indent)
-    for row in body:
-        lines += _row(page, columns, widths, row, indent)
-    return lines
+    return widths
 
 
-def _row(page: Page, columns: Sequence[Column], widths: Sequence[int], row: Sequence[Cell], indent: str) -> list[str]:
-    wrapped = [wrap(cell.text, widths[i], "  " if widths[i] > _LEAST else "") for i, cell in enumerate(row)]
-    lines = []
-    for k in range(max(len(part) for part in wrapped)):
+def _least(texts: Iterable[str]) -> int:
+    words = (word for text in texts for word in text.split())
+    pieces = (piece for word in words for piece in (_SEAMS.split(word) if cells(word) > _LONG else [word]))
+    return max(_LEAST, len(_HANG) + max(map(cells, pieces), default=0))
+
+
+def _row(
+    page: Page, columns: Sequence[Column], widths: dict[int, int], row: Sequence[Cell], indent: str
+) -> Iterator[str]:
+    alone = [i for i in range(len(columns)) if i not in widths and row[i].text]
+    if alone[:1] == [0]:
+        yield from _alone(page, row[alone.pop(0)], indent)
+    wrapped = {i: wrap(row[i].text, width, _HANG) for i, width in widths.items()}
+    for k in range(max(len(part) for part in wrapped.values())):
         parts = []
-        for i, cell in enumerate(row):
-            text = wrapped[i][k] if k < len(wrapped[i]) else ""
+        for i, lines in wrapped.items():
+            text = lines[k] if k < len(lines) else ""
             space = " " * (widths[i] - cells(text))
-            painted = page.paint(text, cell.style)
+            painted = page.paint(text, row[i].style)
             parts.append(space + painted if columns[i].align == "right" else painted + space)
-        lines.append((indent + (" " * _GAP).join(parts)).rstrip())
-    return lines
+        yield (indent + (" " * _GAP).join(parts)).rstrip()
+    for i in alone:
+        yield from _alone(page, row[i], indent + _BELOW)
+
+
+def _alone(page: Page, cell: Cell, indent: str) -> Iterator[str]:
+    for line in wrap(cell.text, page.width - len(indent), _HANG):
+        yield indent + page.paint(line, cell.style)
