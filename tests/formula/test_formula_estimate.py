@@ -142,11 +142,18 @@ def test_a_job_object_takes_no_fields():
         {"moe_imbalance": float("nan")},
         {"moe_imbalance": 0.5},
         {"as": 3},
+        {"image": 1},
     ],
 )
 def test_facts_of_the_wrong_kind_are_errors(extra):
     with pytest.raises(MemfitError, match=r"model\.extra"):
         estimate(model="qwen2.5-vl-3b", framework="torch", extra=extra)
+
+
+@pytest.mark.parametrize("text", ["8x 4 h100", "a100-80gbx8"])
+def test_no_number_of_cards_is_lost(text):
+    with pytest.raises(MemfitError, match=r"hardware\.gpu"):
+        estimate(model="llama-3.2-1b", gpu=text)
 
 
 def test_a_configuration_is_the_model_that_it_describes():

@@ -125,7 +125,9 @@ def test_values_as_people_write_them(name, given, read):
     assert job.from_kwargs(**{name: given}) == job.load(None, {spec.path: given})
 
 
-@pytest.mark.parametrize("text", ["8xh100", "8 x h100", "8Xh100", "8×h100", "8*h100"])
+@pytest.mark.parametrize("text", [
+    "8xh100", "8 x h100", "8Xh100", "8×h100", "8*h100", "8 h100", "h100x8", "h100 x 8", "h100*8", "h100:8", "h100: 8",
+])  # fmt: skip
 def test_number_and_name_of_the_gpu(text):
     wanted = Hardware(gpu="h100", gpus=8)
     assert job.parse({"hardware": {"gpu": text}}).hardware == wanted
@@ -134,7 +136,14 @@ def test_number_and_name_of_the_gpu(text):
     assert job.parse({"hardware": {"gpu": text, "gpus": 8}}).hardware == wanted
 
 
-@pytest.mark.parametrize("name", ["rtx-4090", "h100-sxm-80gb", "xh100", "mi300x", "2080-ti", "x"])
+@pytest.mark.parametrize("text", ["2x4090", "2 4090", "4090 x2", "4090:2"])
+def test_names_of_digits_are_no_number(text):
+    assert job.from_kwargs(gpu=text).hardware == Hardware(gpu="4090", gpus=2)
+
+
+@pytest.mark.parametrize(
+    "name", ["rtx-4090", "rtx 4090", "h100-sxm-80gb", "xh100", "mi300x", "2080-ti", "4070 Ti Super 16GB", "x"]
+)
 def test_gpu_names_with_digits_are_names(name):
     assert job.from_kwargs(gpu=name).hardware == Hardware(gpu=name)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import Any
 
-from memfit.errors import JobError, UnknownNameError
+from memfit.errors import JobError, UnknownNameError, nearest
 from memfit.formula import profile as profiles
 from memfit.formula.cautions import check_targets
 from memfit.hardware import Gpu, lookup_gpu
@@ -62,7 +62,12 @@ def _catalog(name: str, family: str | None) -> tuple[Architecture, str] | None:
 
 @lru_cache(maxsize=1024)
 def _gpu(name: str) -> Gpu:
-    return lookup_gpu(name)[0]
+    gpu, count = lookup_gpu(name)
+    if count is not None:
+        raise JobError(
+            "hardware.gpu", "holds a number of cards that is not read", value=name, hint=f"write {count}x{gpu.name}"
+        )
+    return gpu
 
 
 def defaults_of(strategy: Strategy) -> dict[str, Any]:
@@ -89,8 +94,14 @@ def check_facts(extra: Mapping[str, Any]) -> None:
     """Check the facts of ``model.extra`` that the memory model reads.
 
     Raises:
-        JobError: one is not of its type or out of bounds.
+        JobError: one is not known, not of its type or out of bounds.
     """
+    known = (*_FACTS, "as")
+    for name in extra:
+        if name not in known:
+            near = nearest(str(name), known)
+            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
+            raise JobError(f"model.extra.{str(name)[:60]}", "unknown fact", value=extra[name], hint=hint)
     for name, (low, high) in _FACTS.items():
         value = extra.get(name, low)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:

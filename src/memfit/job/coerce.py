@@ -19,7 +19,12 @@ from memfit.units import GIB, parse_bytes, parse_count
 
 MAX_NAMES = 512
 MAX_COUNTS = 4096
-_GPUS_OF = re.compile(r"\s*([0-9]{1,9})\s*[xX×*]\s*(\S.*)", re.DOTALL)  # "8xh100", "8 x rtx-4090"
+_GPUS_OF = (  # none of them reads a number out of a card's own name: "4070 Ti Super 16GB", "RTX 4090"
+    re.compile(r"\s*(?P<count>[0-9]{1,9})\s*[xX×*]\s*(?P<name>(?![0-9]{1,3}\s*$)\S.*)", re.DOTALL),  # "8xh100"
+    re.compile(r"\s*(?P<count>[0-9]{1,3})\s+(?P<name>\S.*[0-9].*)", re.DOTALL),  # "8 h100"
+    re.compile(r"(?P<name>.*[0-9])\s*[xX×*:]\s*(?P<count>[0-9]{1,9})\s*", re.DOTALL),  # "h100x8", "h100:8"
+    re.compile(r"(?P<name>.*\S)(?:\s+[xX]|\s*[×*:])\s*(?P<count>[0-9]{1,9})\s*", re.DOTALL),  # "h100-nvl x 8"
+)
 _RUN = re.compile(r"\s*(-?[0-9]{1,9})\s*[xX×*]\s*([0-9]{1,5})\s*")  # "8x14": fourteen times 8
 _BPW = re.compile(r"(?:bpw\s*=\s*)?([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*(?:bpw)?")
 _TRUE = frozenset({"true", "yes", "on", "1"})
@@ -278,9 +283,12 @@ def _gpu(spec: Field, value: Any) -> str:
 
 
 def split_gpu(value: Any) -> tuple[int | None, Any]:
-    """The shorthand "8xh100" as (8, "h100"); any other value as (None, value)."""
-    match = _GPUS_OF.fullmatch(value) if isinstance(value, str) and len(value) < 300 else None
-    return (int(match.group(1)), match.group(2)) if match else (None, value)
+    """The shorthands "8xh100", "8 h100", "h100x8" and "h100:8" as (8, "h100"); any other value as (None, value)."""
+    if isinstance(value, str) and len(value) < 300:
+        for pattern in _GPUS_OF:
+            if match := pattern.fullmatch(value):
+                return int(match["count"]), match["name"]
+    return None, value
 
 
 COERCE: dict[str, Callable[[Field, Any], Any]] = {

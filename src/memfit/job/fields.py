@@ -106,7 +106,7 @@ FIELDS: tuple[Field, ...] = (
     ),
     Field(
         path="model.extra", type="mapping", optional=True, flags=("--extra",),
-        doc="facts that no config states, e.g. mtp_layers",
+        doc="facts that no config states: moe_imbalance (the fullest expert's tokens over the mean), images a sequence",
     ),
     Field(
         path="task.kind", type="choice", choices=("train", "serve"), derived=True, flags=("--kind", "--task"),
