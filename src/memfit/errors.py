@@ -78,13 +78,23 @@ class ConfigError(MemfitError):
 
 
 class UnknownNameError(MemfitError):
-    """A name that does not exist; the message carries the nearest known names."""
+    """A name that does not exist; the message carries the nearest known names.
+
+    Args:
+        what: what it should name.
+        name: as it was written.
+        known: names to choose from.
+        hint: the next step.
+        near: the nearest of them, best first, where the caller knows them better than by their letters.
+    """
 
     code = "unknown-name"
 
-    def __init__(self, what: str, name: str, known: Iterable[str], *, hint: str | None = None) -> None:
+    def __init__(
+        self, what: str, name: str, known: Iterable[str] = (), *, hint: str | None = None, near: Iterable[str] = ()
+    ) -> None:
         self.name = name
-        self.nearest = nearest(name, known)
+        self.nearest = tuple(near) or nearest(name, known)
         guess = f" (did you mean {' or '.join(f'`{n}`' for n in self.nearest)}?)" if self.nearest else ""
         super().__init__(f"unknown {what} `{name}`{guess}", hint=hint)
 

@@ -141,6 +141,8 @@ def test_loose_spellings(text, name):
         "/models/llama-3.1-8b",
         "a/b/llama-3.1-8b",
         "~/llama-3.1-8b",
+        "llama-3.1-8b/",
+        "https://example.com/meta-llama/Llama-3.1-8B",
         "x" * 1_000_000,
         "-it" * 1_000_000,
         "\x00\ud800",
@@ -157,12 +159,20 @@ def test_unknown_names_paths_and_quantised_copies_are_not_found(text):
         ("mistrall-7b-v0.3", "mistral-7b-v0.3"),
         ("TheBloke/Llama-2-7B-AWQ", "llama-2-7b"),
         ("qwen3-30b-a3", "qwen3-30b-a3b"),
+        ("someone/llama-3.1-8b-finetune", "llama-3.1-8b"),
+        ("unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "llama-3.1-8b"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "qwen2.5-7b"),
     ],
 )
 def test_nearest_puts_the_meant_model_first(text, name):
     assert catalog.lookup(text) is None
     assert catalog.nearest(text)[0] == name
     assert len(catalog.nearest(text)) <= 3
+
+
+@pytest.mark.parametrize("host", ["https://huggingface.co", "http://www.huggingface.co", "hf.co"])
+def test_the_address_of_a_page_is_its_model(host):
+    assert catalog.lookup(f"{host}/meta-llama/Llama-3.1-8B/").name == "llama-3.1-8b"
 
 
 def test_nearest_of_nonsense_is_empty_and_limit_holds():

@@ -30,8 +30,8 @@ def command(*, query: str | None, as_json: bool, quiet: bool, verbose: bool, no_
         words = query.lower().replace("_", "-").split()
         entries = [e for e in entries if all(word in _text(e) for word in words)]
         if not entries:
-            known = catalog.nearest(query)
-            raise UnknownNameError("model", query[:60], known, hint="`memfit models` lists all")
+            near = catalog.nearest(query)
+            raise UnknownNameError("model", query[:60], near=near, hint="`memfit models` lists all")
     if as_json:
         from memfit.report.json import dumps
 

@@ -175,5 +175,7 @@ def resolve(model: Mapping[str, Any] | Path | str, *, as_family: str | None = No
         return architecture(Path(model), as_family=as_family), f"file {model}"
     if model.endswith(".json") or model.startswith((".", "/", "~")):
         raise InputFileError(f"cannot read the configuration `{model[:200]}`: No such file or directory")
-    hint = "give a catalog name, a folder with config.json, or the config itself"
-    raise UnknownNameError("model", model[:200], catalog.names(), hint=hint)
+    hint = (
+        "give a catalog name (a fine-tune has the shape of its base), a folder with config.json, or the config itself"
+    )
+    raise UnknownNameError("model", model[:200], near=catalog.nearest(model), hint=hint)

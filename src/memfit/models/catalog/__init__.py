@@ -22,6 +22,13 @@ __all__ = ["Entry", "lookup", "names", "nearest", "version"]
 #: Longer names are not looked at: no model is called so, and the comparison time grows with the length.
 _MAX_NAME = 160
 
+#: The address of a model's page, with its hub id.
+_PAGE = re.compile(r"^(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/?$")
+
+#: A known name inside another one is there by more than chance when it has a size and this many characters.
+_SIZE = re.compile(r"\d[bm]")
+_LEAST_INSIDE = 5
+
 #: Endings that name a fine-tune or a file layout of the same shape.
 _SUFFIX = re.compile(r"[-_: ](?:instruct|chat|base|it|pt|hf|latest)$")
 
@@ -91,14 +98,15 @@ def lookup(name: str) -> Entry | None:
     """The catalog's entry for a name as people write it, or None.
 
     Args:
-        name: catalog name, hub id (``owner/model``), ollama tag or a loose spelling such as ``Llama 3.1 8B``. A hub id
-            of an owner that the catalog does not list is found by its model part, as mirrors keep the name.
+        name: catalog name, hub id (``owner/model``), ollama tag or a loose spelling such as ``Llama 3.1 8B``, or
+            the address of a model's page. A hub id of an owner that the catalog does not list is found by its model
+            part, as mirrors keep the name.
 
     Returns:
         The entry, or None for an unknown name and for a quantised copy (``...-AWQ``), whose storage differs.
     """
-    text = name.strip().lower()
-    if not text or len(text) > _MAX_NAME or text.startswith((".", "/", "~")) or text.count("/") > 1:
+    text = _PAGE.sub(r"\1", name.strip().lower()) if len(name) <= _MAX_NAME else ""
+    if not text or text.startswith((".", "/", "~")) or text.count("/") > 1:
         return None
     spellings = _index().spellings
     text = text.rsplit("/", 1)[-1]
@@ -120,15 +128,21 @@ def names() -> tuple[str, ...]:
 def nearest(name: str, limit: int = 3) -> tuple[str, ...]:
     """Canonical names of the models whose names or aliases look most like ``name``, best first.
 
+    A name with a known one inside is taken for a fine-tune or a quantised copy of it: that one comes first.
+
     Args:
         name: a name that ``lookup`` does not know.
         limit: how many names at most.
     """
-    target = _squeeze(name.strip().lower()[:_MAX_NAME].rsplit("/", 1)[-1])
+    target = _squeeze(name.strip().lower()[:_MAX_NAME].rstrip("/").rsplit("/", 1)[-1])
     matcher = SequenceMatcher(autojunk=False)
     matcher.set_seq2(target)
-    best: dict[str, float] = {}
-    for spelling, entry in _index().spellings.items():
+    spellings = _index().spellings
+    inside = max(
+        (s for s in spellings if len(s) >= _LEAST_INSIDE and _SIZE.search(s) and s in target), key=len, default=None
+    )
+    best: dict[str, float] = {} if inside is None else {spellings[inside].name: 1.0}
+    for spelling, entry in spellings.items():
         matcher.set_seq1(spelling)
         floor = max(0.6, best.get(entry.name, 0.0))
         # The two upper bounds are cheap and settle nearly all spellings.
