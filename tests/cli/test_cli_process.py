@@ -86,6 +86,49 @@ def test_a_full_disk():
     assert done.stderr == b"error: cannot write the result: No space left on device\n"
 
 
+def test_an_error_that_nobody_can_read_keeps_its_exit_code():
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*MEMFIT, "model", "none-such-xyz"], stderr=full, check=False, timeout=120)
+    assert done.returncode == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors in a shell")
+@pytest.mark.parametrize("words", ["estimate -", "estimate --batch -"])
+def test_standard_input_that_is_closed(words):
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {words} <&-', "sh", *MEMFIT], capture_output=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"error: standard input is closed\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes descriptors in a shell")
+def test_a_batch_whose_answers_nobody_reads():
+    jobs = str(ROOT / "examples" / "jobs.jsonl")
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *MEMFIT, "estimate", "--batch", jobs],
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_bytes_on_standard_input():
+    done = start("estimate", "-", input=b"\x80\x04model")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard input is not what it claims to be: it looks like a Python pickle\n")
+
+
+@pytest.mark.parametrize("words", [["-h"], ["estimate", "-h"], ["dryrun", "-h"]])
+def test_the_short_way_to_help(words):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+
+
 def modules_after(code):
     script = f"import sys\ntry:\n{code}\nexcept SystemExit:\n    pass\nsys.stderr.write('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)

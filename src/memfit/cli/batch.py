@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from memfit.cli.output import closed_pipe
+from memfit.cli.output import closed_pipe, input_bytes
 from memfit.errors import InputFileError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def run(source: str, *, full: bool, calibration: Calibration | None = None) -> i
     from memfit.speed.estimate import documents_of
 
     with _open(source) as stream:
+        if sys.stdout is None:  # nobody reads the answers
+            return 0
         out = sys.stdout.buffer
         for answer in batch.run(_lines(stream), full=full, more=partial(documents_of, calibration=calibration)):
             with closed_pipe():
@@ -46,7 +48,7 @@ def run(source: str, *, full: bool, calibration: Calibration | None = None) -> i
 
 def _open(source: str) -> IO[bytes]:
     if source == "-":
-        return sys.stdin.buffer
+        return input_bytes()
     try:
         return Path(source).open("rb")
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
-from memfit.cli.output import hinted, output_options
+from memfit.cli.output import hinted, input_bytes, output_options
 from memfit.errors import InputFileError, JobErrors, nearest
 from memfit.job import BY_NAME, BY_PATH, FIELDS, Field, Job, load
 from memfit.job.fields import FOREIGN, SECTIONS
-from memfit.readers import parse_text, read_tree
+from memfit.readers import decode_text, parse_text, read_tree
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -251,12 +250,12 @@ def _document(source: str) -> Mapping[str, Any] | None:
 
 def _standard_input() -> Mapping[str, Any]:
     """A job document from standard input: JSON when it begins with a brace, else TOML, else YAML."""
-    data = sys.stdin.buffer.read(_MAX_JOB_BYTES + 1)
+    data = input_bytes().read(_MAX_JOB_BYTES + 1)
     if len(data) > _MAX_JOB_BYTES:
         raise InputFileError(
             f"standard input is larger than {_MAX_JOB_BYTES >> 10} KiB, the most that is read of a job"
         )
-    text = data.decode("utf-8-sig", "replace")
+    text = decode_text(data, "standard input")
     if text.lstrip().startswith("{"):
         return _table(parse_text(text, "json", "standard input"), "standard input")
     try:

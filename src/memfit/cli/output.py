@@ -7,11 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
-from memfit.errors import MemfitError
+from memfit.errors import InputFileError, MemfitError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PIPE_WIDTH = 80
@@ -107,17 +107,28 @@ class closed_pipe:  # noqa: N801 - a context manager reads as a word
         """Turns faults of writing into an exit or a MemfitError."""
         if not isinstance(error, OSError):
             return
-        _drop_stdout()
+        _drop(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise click.exceptions.Exit(_PIPE_CLOSED) from None
         raise MemfitError(f"cannot write the result: {error.strerror or error}") from None
 
 
-def _drop_stdout() -> None:
-    """Points standard output nowhere, so that the interpreter's last flush does not fail again."""
+def _drop(stream: Any) -> None:
+    """Points a stream nowhere, so that the interpreter's last flush does not fail again."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
+
+
+def input_bytes() -> BinaryIO:
+    """Standard input.
+
+    Raises:
+        InputFileError: it is closed.
+    """
+    if sys.stdin is None:
+        raise InputFileError("standard input is closed", hint="name a file, or pipe one in")
+    return sys.stdin.buffer
 
 
 def emit_error(error: MemfitError, words: Sequence[str]) -> int:
@@ -131,7 +142,10 @@ def emit_error(error: MemfitError, words: Sequence[str]) -> int:
 
     flags: Mapping[str, str] = getattr(error, "flags", {})
     page = make_page(no_color="--no-color" in words, stderr=True)
-    click.echo(error_text(page, error, flags), nl=False, err=True, color=page.color)
+    try:
+        click.echo(error_text(page, error, flags), nl=False, err=True, color=page.color)
+    except OSError:  # nobody can read it: the exit code still tells
+        _drop(sys.stderr)
     if "--json" in words:
         from memfit.report.json import dumps, error_document
 

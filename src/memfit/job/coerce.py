@@ -264,11 +264,14 @@ def _weights(spec: Field, value: Any) -> str | dict[str, float]:
     return _choice(spec, value)
 
 
+_A_PATH = "a folder or file with a config.json is named by --model, in a job by model.name"
+
+
 def _mapping(_: Field, value: Any) -> Mapping[str, Any]:
     try:
         if isinstance(value, str):  # as flags give it, and as TOML must write what holds a null
             if not value.lstrip().startswith("{"):
-                raise BadValueError(f"{show(value)} is not a table", hint="to name a folder or file, use `model.name`")
+                raise BadValueError(f"{show(value)} is not a table", hint=_A_PATH)
             value = parse_json(value[: 16 << 20], "the text")
         if not isinstance(value, Mapping):
             raise BadValueError(f"{show(value)} is not a table")

@@ -3,7 +3,7 @@
 Every reader raises ``InputFileError`` for a file that is missing, too large or not what it claims to be.
 """
 
-from memfit.readers.bounded import MAX_BYTES, MAX_DEPTH, check_tree, read_text, show_path
+from memfit.readers.bounded import MAX_BYTES, MAX_DEPTH, check_tree, decode_text, read_text, show_path
 from memfit.readers.json_text import parse_json
 from memfit.readers.toml_text import parse_toml
 from memfit.readers.tree import FORMATS, parse_text, read_tree
@@ -14,6 +14,7 @@ __all__ = [
     "MAX_BYTES",
     "MAX_DEPTH",
     "check_tree",
+    "decode_text",
     "parse_json",
     "parse_text",
     "parse_toml",
