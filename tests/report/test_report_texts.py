@@ -13,7 +13,7 @@ from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, cells, clean, table, wrap
 from memfit.report.plan import settings as plan_settings
 from memfit.report.sweep import Axis, Sweep, frontier_text, sweep_text
-from memfit.report.words import LETTERS, MARKS, gib, job_line, percent, signed_gib, value
+from memfit.report.words import LETTERS, MARKS, gib, job_line, per_second, percent, signed_gib, value
 from memfit.units import GIB
 
 TEXTS = {f"{name}-{width}": text for width in WIDTHS for name, text in rendered(width).items()}
@@ -214,6 +214,10 @@ def test_the_first_column_stands_above_its_line():
 )
 def test_long_words_break_at_seams(word, lines):
     assert wrap(word, 13) == lines
+
+
+def test_small_rates_keep_their_digits():
+    assert [per_second(rate) for rate in (1684.4, 100, 45.32, 1.494, 0.0123)] == ["1,684", "100", "45.3", "1.49", "0.0123"]
 
 
 def test_flags_say_what_the_fields_say():

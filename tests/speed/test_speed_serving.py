@@ -60,6 +60,15 @@ def test_parts_sum_to_the_time_of_a_token():
         assert total == found.tpot_s
 
 
+def test_half_of_a_context_is_prompt_unless_the_job_says():
+    """A context that is all prompt would have the prompts of all other requests between two tokens."""
+    job = {"model": "llama-3.1-8b", "framework": "vllm", "gpu": "h100", "context": 32768, "concurrency": 16}
+    halves, neither = (latency(from_kwargs(**job, **more)) for more in ({"prompt": 16384, "output": 16384}, {}))
+    assert neither == halves
+    assert neither.tpot_s < 0.1
+    assert latency(from_kwargs(**job, prompt=32000)).tpot_s > neither.tpot_s
+
+
 def test_more_at_once_is_slower_for_each_and_faster_in_all():
     found = [of(concurrency=n) for n in (1, 4, 16, 64)]
     assert [f.tpot_s for f in found] == sorted(f.tpot_s for f in found)

@@ -9,7 +9,7 @@ from memfit.report.json import SCHEMA_VERSION, result
 from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
 from memfit.report.plan import price_words, seconds
 from memfit.report.verdict import STYLES, headline
-from memfit.report.words import gib, job_line, moment, signed_gib, split, value
+from memfit.report.words import gib, job_line, moment, per_second, signed_gib, split, value
 
 if TYPE_CHECKING:
     from memfit.planner.difference import Diff, Figures
@@ -106,7 +106,7 @@ def _times(page: Page, found: Diff) -> list[str]:
         rows.append([unit, seconds(a.seconds), seconds(b.seconds), _later(b.seconds - a.seconds)])
     if a.tokens_per_s_per_gpu and b.tokens_per_s_per_gpu:
         one, other = a.tokens_per_s_per_gpu, b.tokens_per_s_per_gpu
-        rows.append(["tokens/s/GPU", f"{one:,.0f}", f"{other:,.0f}", f"{other / one - 1:+.0%}"])
+        rows.append(["tokens/s/GPU", per_second(one), per_second(other), f"{other / one - 1:+.0%}"])
     if a.usd_per_mtoken is not None and b.usd_per_mtoken is not None:
         one, other = a.usd_per_mtoken, b.usd_per_mtoken
         gap = f"{other / one - 1:+.0%}" if one else ""

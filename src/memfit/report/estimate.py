@@ -11,7 +11,7 @@ from memfit.job import BY_NAME
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, clean, paragraph, table
 from memfit.report.verdict import headline, need_of, verdict
-from memfit.report.words import gib, moment, seconds, signed_gib, value
+from memfit.report.words import gib, moment, per_second, seconds, signed_gib, value
 
 if TYPE_CHECKING:
     from memfit.formula.estimate import Estimate
@@ -76,16 +76,18 @@ def peak(page: Page, estimate: Estimate) -> list[str]:
 def time(page: Page, estimate: Estimate) -> list[str]:
     """How long a step takes, in a line; its parts on a verbose page; nothing where only memory was asked for."""
     from memfit.speed.estimate import Estimate as Timed
+    from memfit.speed.serving import lengths
 
     found = estimate.time if isinstance(estimate, Timed) else None
     if found is None:
         return []
-    rate = f"{found.tokens_per_s_per_gpu:,.0f} tokens/s for each GPU"
+    rate = f"{per_second(found.tokens_per_s_per_gpu)} tokens/s for each GPU"
     if found.ttft_s is None:
         lines = paragraph(page, f"time: {seconds(found.step_s)} a step, {rate}")
     else:
+        prompt, output = lengths(estimate.resolved)
         first = f"{seconds(found.ttft_s)} to the first token, {seconds(found.step_s)} for each further one"
-        lines = paragraph(page, f"time: {first}, {rate}")
+        lines = paragraph(page, f"time: {first}, {rate} (prompt {prompt}, output {output})")
     if page.verbose:
         rows: list[Row] = [
             [Cell(seconds(s)), Cell(f"{s / found.step_s:.0%}"), clean(what)] for _, what, s in found.lines()

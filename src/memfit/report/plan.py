@@ -12,7 +12,7 @@ from memfit.planner.levers import WORDS
 from memfit.report.ledger import ledger
 from memfit.report.page import Cell, Column, Page, Row, Style, cells, clean, paragraph, table
 from memfit.report.verdict import need_of
-from memfit.report.words import cards, gib, job_line, percent, signed_gib, split, uneven, value
+from memfit.report.words import cards, gib, job_line, per_second, percent, signed_gib, split, uneven, value
 from memfit.units import GIB, format_count
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _title(answer: Answer) -> str:
 
 
 def _speed(plan: Plan) -> str:
-    rate = f"{plan.tokens_per_s_per_gpu or 0:,.0f} tokens/s/GPU"
+    rate = f"{per_second(plan.tokens_per_s_per_gpu or 0)} tokens/s/GPU"
     if plan.step_s is not None:
         return f"{seconds(plan.step_s)} a step, {rate}"
     return f"{seconds(plan.ttft_s or 0)} to the first token, {seconds(plan.tpot_s or 0)} for each further, {rate}"

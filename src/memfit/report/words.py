@@ -177,3 +177,8 @@ def seconds(value: float) -> str:
     if value < 1:
         return f"{value * 1e3:.3g} ms"
     return f"{value:.1f} s" if value >= 100 else f"{value:.3g} s"
+
+
+def per_second(value: float) -> str:
+    """A rate in whole numbers, with three digits where it is small: ``1,684``, ``45.3``, ``1.49``."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

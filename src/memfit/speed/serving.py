@@ -187,6 +187,18 @@ NO_GRADIENTS = 0.55
 """Host time of an operation that records nothing for a backward pass over one that does: 28 us against 50."""
 
 
+def lengths(resolved: Resolved) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer that are timed: half of the context each where the job states neither.
+
+    Memory is that of the longest prompt: a context that is all prompt would have no tokens to time.
+    """
+    v, stated = resolved.values, resolved.stated.task
+    if not stated.prompt and not stated.output:
+        return max(1, v["context"] - v["context"] // 2), max(1, v["context"] // 2)
+    prompt = max(1, min(v["prompt"] or v["context"] - (v["output"] or 0), v["context"]))
+    return prompt, max(1, v["output"] or v["context"] - prompt)
+
+
 def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> Latency:
     """Seconds to the first token and per further token.
 
@@ -200,8 +212,7 @@ def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> L
     if not resolved.arch.causal:
         raise MemfitError("an encoder makes no tokens one after the other")
     server = _Server(resolved, calibration)
-    prompt = max(1, min(v["prompt"] or v["context"] - (v["output"] or 0), v["context"]))
-    output = max(1, v["output"] or v["context"] - prompt)
+    prompt, output = lengths(resolved)
     step = server.run(server.mine, 1, prompt + output // 2, decode=True)
     parts = dict.fromkeys(PARTS, 0.0)
     for name in ("matmul", "attention", "memory", "tp", "ep"):
