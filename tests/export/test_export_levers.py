@@ -147,6 +147,15 @@ def test_a_default_that_a_tool_does_not_have_is_replaced_and_said():
         export(job(**base("trl", loss="eager")), "trl")
 
 
+def test_a_habit_of_another_framework_gives_way_unless_it_was_stated():
+    job = {"model": "llama-3.2-1b", "gpu": "h100", "framework": "trl"}
+    made = export(from_kwargs(**job), "accelerate")
+    assert made.plan.loss == "eager"
+    assert any("`strategy.loss` = eager: chunked, usual with trl" in warning for warning in made.plan.warnings)
+    with pytest.raises(MemfitError, match="cannot express loss = chunked"):
+        export(from_kwargs(**job, loss="chunked"), "accelerate")
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_serving_jobs_are_refused(name):
     with pytest.raises(JobErrors, match=r"task\.kind"):

@@ -217,7 +217,13 @@ def test_long_words_break_at_seams(word, lines):
 
 
 def test_small_rates_keep_their_digits():
-    assert [per_second(rate) for rate in (1684.4, 100, 45.32, 1.494, 0.0123)] == ["1,684", "100", "45.3", "1.49", "0.0123"]
+    assert [per_second(rate) for rate in (1684.4, 100, 45.32, 1.494, 0.0123)] == [
+        "1,684",
+        "100",
+        "45.3",
+        "1.49",
+        "0.0123",
+    ]
 
 
 def test_flags_say_what_the_fields_say():

@@ -11,7 +11,7 @@ from memfit.export.levers import LEVERS, effective, faults
 from memfit.export.target import Target
 from memfit.formula.estimate import Estimate, estimate
 from memfit.formula.resolve import defaults_of
-from memfit.job import BY_NAME, Completed, Job, complete
+from memfit.job import BY_NAME, BY_PATH, Completed, Job, complete
 from memfit.models import Architecture
 from memfit.units import GIB
 
@@ -195,8 +195,15 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
     own = target.defaults(job)
     defaults = {**defaults_of(stated.strategy), **own}
     completed = complete(stated, defaults)
-    values = effective({**completed.values, "name": job.model.name, "config": job.model.config, "extra": None})
+    values = _values(completed)
     found = list(faults(target.levers, _identified(values), target.tool, others))
+    foreign = {error.path: error.value for error in found if completed.origins.get(error.path) == "profile"}
+    if foreign:  # habits of the job's framework that the target has no words for give way to its own
+        usual = defaults_of(replace(stated.strategy, framework=framework, framework_version=version))
+        own = {**own, **{path: usual[path] for path in foreign if path in usual}}
+        completed = complete(stated, {**{k: v for k, v in defaults.items() if k not in foreign}, **own})
+        values = _values(completed)
+        found = list(faults(target.levers, _identified(values), target.tool, others))
     chosen = completed.job.strategy
     if target.variant is not None:
         framework, version = target.variant(chosen)
@@ -209,7 +216,7 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
         target=target,
         estimate=answer,
         model=_model(job, answer),
-        warnings=(*_warnings(stated, completed, target), *_card(answer)),
+        warnings=(*_warnings(stated, completed, target), *_given_up(foreign, completed, target), *_card(answer)),
         own=frozenset(own),
     )
     if answer.resolved.arch.kind not in target.kinds and not target.launcher:
@@ -219,6 +226,19 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
     if found:
         raise JobErrors(found)
     return plan
+
+
+def _values(completed: Completed) -> dict[str, Any]:
+    model = completed.job.model
+    return effective({**completed.values, "name": model.name, "config": model.config, "extra": None})
+
+
+def _given_up(foreign: Mapping[str, Any], completed: Completed, target: Target) -> Iterator[str]:
+    """Which habits of the job's framework the target does not follow."""
+    framework = completed.values["framework"]
+    for path, value in foreign.items():
+        now = f"`{path}` = {_word(completed.values[BY_PATH[path].name])}"
+        yield f"{now}: {_word(value)}, usual with {framework}, was not stated and {target.title} has no words for it"
 
 
 _KINDS = {"decoder": "a decoder", "encoder": "an encoder", "seq2seq": "an encoder-decoder", "vision": "multimodal"}
