@@ -36,6 +36,8 @@ def warned(**job):
         ({**LLAMA, "gpu": "t4", "attention": "flash"}, "FlashAttention does not run on NVIDIA Tesla T4"),
         ({**LLAMA, "gpu": "t4", "framework": "swift"}, "FlashAttention does not run on NVIDIA Tesla T4"),
         ({**LLAMA, "gpu": "m3-max-128gb", "attention": "flash"}, "FlashAttention does not run on"),
+        ({**LLAMA, "gpu": "v100-32gb"}, "does not multiply in bf16: precision = fp16-mixed"),
+        ({**LLAMA, "gpu": "t4", "precision": "bf16"}, "does not multiply in bf16: precision = fp16"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_sentence(job, words):
@@ -59,8 +61,9 @@ def test_what_makes_no_sense_is_said_in_one_sentence(job, words):
         {**LLAMA, "seq_len": 1 << 18},
         {"model": "bert-large-uncased", "seq_len": 512},
         {"model": "modernbert-base", "seq_len": 16384},
-        {**LLAMA, "gpu": "t4", "attention": "sdpa"},
-        {**LLAMA, "gpu": "t4"},
+        {**LLAMA, "gpu": "t4", "attention": "sdpa", "precision": "fp16-mixed"},
+        {**LLAMA, "gpu": "t4", "precision": "fp16-mixed"},
+        {**LLAMA, "gpu": "t4", "kind": "serve"},
         {**LLAMA, "gpu": "a100-80gb", "attention": "flash"},
         {**LLAMA, "gpu": "mi300x", "attention": "flash"},
     ],

@@ -91,6 +91,8 @@ def cautions(v: Mapping[str, Any], origins: Mapping[str, str], arch: Architectur
         below = gpu.vendor == "nvidia" and (gpu.compute_capability or _FLASH) < _FLASH
         if below or gpu.vendor == "apple":
             yield f"FlashAttention does not run on {gpu.title}: attention sdpa takes other kernels that do"
+    if v["kind"] == "train" and v["precision"].startswith("bf16") and gpu is not None and "bf16" not in gpu.flops:
+        yield f"{gpu.title} does not multiply in bf16: precision = {v['precision'].replace('bf16', 'fp16')}"
 
 
 def _degrees(v: Mapping[str, Any], arch: Architecture) -> Iterator[str]:
