@@ -77,6 +77,8 @@ def make(readings=None, *, fullest=0, capacity=80 * GIB, job=JOB, changes=CHANGE
     need = (top.allocated * 2 + top.reserved) // 3 + top.outside.total
     sizes = {"allocated": top.allocated, "reserved": top.reserved, "device": top.device, "need": need}
     made.__dict__["bands"] = {kind: Band(size * 9 // 10, size, size * 11 // 10) for kind, size in sizes.items()}
+    over = (need * 11 // 10 - capacity) if capacity else 0
+    changes = tuple(replace(c, p_oom=float(c.delta_bytes + over > 0) if capacity else None) for c in changes)
     made.__dict__.update(assumptions=ASSUMPTIONS, changes=changes)
     return made
 

@@ -47,11 +47,16 @@ class Assumption:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """One change of the job: ``fields`` are the overrides, ``delta_bytes`` what it does to the reserved peak."""
+    """One change of the job.
+
+    ``fields`` are the overrides, ``delta_bytes`` is what it does to the reserved peak, ``p_oom`` the probability of
+    running out of memory with it (None without a card).
+    """
 
     what: str
     fields: Mapping[str, Any]
     delta_bytes: int
+    p_oom: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +192,7 @@ class Estimate:
             other = self._with(fields)
             if other is not None and other.reserved_bytes < self.reserved_bytes:
                 delta = other.reserved_bytes - self.reserved_bytes
-                found.append(Change(what=what, fields=fields, delta_bytes=delta))
+                found.append(Change(what=what, fields=fields, delta_bytes=delta, p_oom=other.p_oom))
         return tuple(sorted(found, key=lambda c: c.delta_bytes))
 
     def _with(self, fields: Mapping[str, Any]) -> Estimate | None:

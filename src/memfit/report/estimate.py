@@ -223,13 +223,16 @@ def _without(command: str, fields: Mapping[str, Any]) -> str:
 
 def next_command(estimate: Estimate, command: str) -> str:
     """What to run next: name a card, take the best change, or see how far the job stretches."""
+    from memfit.formula.estimate import TIGHT
+
     if estimate.capacity_bytes is None:
         return f"{command} --gpu 8xh100"
     helpful = [c for c in estimate.changes if flags(c.fields)]
     if estimate.verdict != "fits" and helpful:
-        room = need_of(estimate).high - estimate.capacity_bytes
-        enough = [c for c in helpful if -c.delta_bytes >= room]
-        best = enough[-1] if enough else helpful[0]  # the smallest change that is enough
+        risk = {c.what: 1.0 if c.p_oom is None else c.p_oom for c in helpful}
+        enough = [c for c in helpful if risk[c.what] <= TIGHT]
+        # the smallest change that is enough, else the one that comes nearest, of equals the one that saves most
+        best = enough[-1] if enough else min(helpful, key=lambda c: risk[c.what])
         return f"{_without(command, best.fields)} {flags(best.fields)}"
     axis = "concurrency=1..64" if estimate.resolved.values["kind"] == "serve" else "micro_batch=1..64"
     return f"{command} --sweep {axis}"
