@@ -180,7 +180,7 @@ def test_nothing_is_written_over(tmp_path):
     paths = write_files(files, tmp_path / "out")
     assert [path.read_text() for path in paths] == ["1\n", "{}\n", "x"]
     assert paths[2].stat().st_mode & 0o111
-    with pytest.raises(MemfitError, match=r"a\.yaml` and 2 more exists"):
+    with pytest.raises(MemfitError, match=r"a\.yaml` and 2 more exist:"):
         write_files(files, tmp_path / "out")
     write_files([File(name="a.yaml", text="2\n")], tmp_path / "out", force=True)
     assert paths[0].read_text() == "2\n"

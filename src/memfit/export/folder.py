@@ -35,7 +35,9 @@ def write_files(files: Sequence[File], folder: str | os.PathLike[str], *, force:
             raise MemfitError(f"{_shown(odd)} is not a plain file: nothing is written", hint="choose another folder")
         if there and not force:
             many = f" and {len(there) - 1} more" if len(there) > 1 else ""
-            raise MemfitError(f"{_shown(there)}{many} exists: nothing is written", hint="--force writes over it")
+            raise MemfitError(
+                f"{_shown(there)}{many} exist{'' if many else 's'}: nothing is written", hint="--force writes over it"
+            )
         for file, path in zip(files, paths, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(file.text, encoding="utf-8")

@@ -75,7 +75,8 @@ def load(path: str | Path) -> Trace:
         with gzip.open(path, "rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputFileError(f"cannot read the trace `{path}`: {error}") from error
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InputFileError(f"cannot read the trace `{path}`: {reason}") from error
     if len(raw) > MAX_BYTES:
         raise InputFileError(f"the trace `{path}` is larger than {MAX_BYTES} bytes")
     try:
