@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memfit import MemfitError, estimate
-from memfit.formula.arrays import NUMERIC, evaluate
+from memfit.formula.arrays import FEW, NUMERIC, evaluate
 from memfit.formula.step import ENTRIES
 from memfit.job import from_kwargs
 from strategies import FRAMEWORKS, jobs
@@ -70,6 +70,19 @@ def test_every_offload(offload):
     base = {"model": "llama-3.2-1b", "framework": "transformers", "offload": offload, "checkpointing": "full"}
     for zero in (0, 2, 3):
         same({**base, "zero": zero}, ROWS)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("base", [{}, {"zero": 3, "pp": 4, "pp_schedule": "interleaved"}, {"offload": ("optimizer",)}])
+def test_many_jobs_equal_few(framework, base):
+    """Few jobs of a structure are worked out one by one, many as arrays."""
+    job = from_kwargs(**{"model": "gemma-3-1b", "framework": framework, **base})
+    few = evaluate(job, components=True, **ROWS)
+    many = evaluate(job, components=True, **{name: values * (FEW + 1) for name, values in ROWS.items()})
+    for name in ("allocated", "reserved", "device", "host"):
+        assert np.array_equal(np.tile(getattr(few, name), FEW + 1), getattr(many, name))
+    for name in ENTRIES:
+        assert np.array_equal(np.tile(few.components[name], FEW + 1), many.components[name])
 
 
 def test_expert_parallel_degrees_vary_too():

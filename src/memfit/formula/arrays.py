@@ -35,6 +35,9 @@ LARGEST = 1 << 42
 SLICE = 1 << 13
 """Jobs evaluated together: a few dozen int64 arrays of this length fit the second-level cache."""
 
+FEW = 6
+"""Jobs of a group up to which plain numbers are faster than arrays: an array's operation costs what ten do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
@@ -79,6 +82,9 @@ def evaluate(job: Job | Resolved, *, components: bool = False, **fields: Any) ->
     out = {k: np.empty(batch.count, dtype=np.int64) for k in ("allocated", "reserved", "device", "host")}
     parts = {name: np.empty(batch.count, dtype=np.int64) for name in ENTRIES} if components else None
     for rows, group, numeric in batch.groups():
+        if len(rows) <= FEW:
+            _singly(batch.resolved, group, numeric, rows, out, parts)
+            continue
         for start in range(0, len(rows), SLICE):
             chosen = slice(start, start + SLICE)
             _slice(batch.resolved, group, {n: c[chosen] for n, c in numeric.items()}, rows[chosen], out, parts)
@@ -193,3 +199,26 @@ def _slice(
     if parts is not None:
         for name, column in selected.items():
             parts[name][rows] = column
+
+
+def _singly(
+    resolved: Resolved,
+    group: Mapping[str, Any],
+    numeric: Mapping[str, Any],
+    rows: Any,
+    out: Mapping[str, Any],
+    parts: Mapping[str, Any] | None,
+) -> None:
+    """The same as ``_slice``, one job after the other."""
+    s = setup(resolved.arch, choices(group, num_layers=resolved.arch.num_layers, **card_of(resolved)))
+    base = replace(resolved, values=group)
+    for place, row in enumerate(rows.tolist()):
+        d: Dims = dims_of(base, {name: column[place].item() for name, column in numeric.items()})
+        fullest = max(peaks(s, d, every=False), key=lambda p: p.reserved)  # of equal ones the first
+        out["allocated"][row], out["host"][row] = fullest.allocated, fullest.host
+        out["reserved"][row] = fullest.reserved
+        outside = context_bytes(resolved) + nccl_bytes(d, group["pp"]) + resolved.others_bytes
+        out["device"][row] = fullest.reserved + outside
+        if parts is not None:
+            for name, column in parts.items():
+                column[row] = fullest.peak.parts[name]

@@ -9,11 +9,12 @@ from typing import Any
 from memfit import speed
 from memfit.formula import arrays
 from memfit.planner import levers
+from memfit.planner.bounds import at
 from memfit.planner.capabilities import excluded
 from memfit.planner.changes import changed
 from memfit.planner.planning import Found, today_values
 from memfit.planner.plans import Plan
-from memfit.planner.search import TIE, Candidate, at
+from memfit.planner.search import TIE, Candidate
 from memfit.planner.space import Space
 
 

@@ -114,9 +114,7 @@ def _some(found: list[Option]) -> list[Option]:
 
 def _least(field: Field) -> int | None:
     """The need of the leanest candidate; None when there is none."""
-    search = Search(field.space, limit_bytes=-1)
-    search.run()
-    return search.leanest.need_bytes if search.leanest is not None else None
+    return Search(field.space, limit_bytes=-1).least_need()
 
 
 def _ways(request: Request, field: Field, need: int | None, p: float | None) -> Iterator[WayOut]:

@@ -12,9 +12,10 @@ from memfit.formula.estimate import Estimate, estimate
 from memfit.job import Job, Strategy
 from memfit.ledger import Band
 from memfit.planner import levers
+from memfit.planner.bounds import at
 from memfit.planner.capabilities import Quality, quality
 from memfit.planner.request import Option, Request
-from memfit.planner.search import Candidate, at
+from memfit.planner.search import Candidate
 from memfit.planner.space import Space
 
 HOUR_S = 3600

@@ -2,21 +2,24 @@
 
 A node of the tree has chosen some levers. Its bound in time is the time with the remaining levers at their fastest
 values, its bound in memory the need with them at their leanest (``levers.BOUNDED``); rows that cannot be among the
-best, or cannot fit, go no further. Nothing else is left out, so the first answer is the optimum of the two models
-wherever these values are what they are said to be, which a test compares with brute force.
+best, or cannot fit, go no further. What ``bounds`` says of the whole space comes before both. Nothing else is left
+out, so the first answer is the optimum of the two models wherever these values are what they are said to be, which a
+test compares with brute force.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 from memfit import speed
 from memfit.formula import arrays
-from memfit.formula.resolve import Resolved
 from memfit.formula.slack import calm_bytes
 from memfit.planner import levers
+from memfit.planner.bounds import Bounds, at, per_step
 from memfit.planner.capabilities import ADAPTERS
 from memfit.planner.space import Layout, Space
 
@@ -35,6 +38,15 @@ RANK = 1e9
 TIE = 0.02
 """Plans whose times differ by less are equal: repeated runs of one configuration differ by up to 1 %, the same design
 at two vendors by 2 % (MLPerf step times)."""
+
+_MANY = 1 << 16
+"""Rows of a space up to which the need of all is bounded before any plan is known."""
+
+_FEW = 128
+"""Rows up to which all are evaluated at once."""
+
+_SHORT = 2
+"""Values of a chain of checkpointing up to which its end is not tried first: one of two mostly is too slow."""
 
 NEARLY = 1.2
 """Another pipeline schedule does not save a sixth of what plain 1F1B needs."""
@@ -87,7 +99,6 @@ class Outcome:
         best: best first, each apart from the others; of those that tie with the fastest the simplest first.
         fastest: the best without that rule, None when nothing fits.
         unlimited: the best if memory were no limit (its ``need_bytes`` is that of its fastest form), None without rows.
-        leanest: the candidate that needs least, fitting or not; None without rows.
         front: evaluated candidates that fit and that none beats in both time and need, fastest first.
         considered, evaluated: size of the space, and candidates whose memory or time was computed.
         limit_bytes: largest need that was accepted.
@@ -96,7 +107,6 @@ class Outcome:
     best: tuple[Candidate, ...]
     fastest: Candidate | None
     unlimited: Candidate | None
-    leanest: Candidate | None
     front: tuple[Candidate, ...]
     considered: int
     evaluated: int
@@ -135,12 +145,22 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """Rows that are still in the race, with their bounds."""
+    """Rows of a branch that are still in the race, with their bounds.
+
+    Attributes:
+        chosen: levers with their values.
+        layout, index: the branch's layout, and the rows' places in it.
+        rows, seconds, need: their columns.
+        known: what the models said of rows of the branch, see ``Search._recall``.
+    """
 
     chosen: Mapping[str, Any]
+    layout: Layout
+    index: Ints
     rows: Mapping[str, Ints]
     seconds: Floats
     need: Ints
+    known: dict[tuple[Any, ...], tuple[Any, ...]]
 
 
 def _none(_: Mapping[str, Any], __: Mapping[str, Ints]) -> float:
@@ -181,20 +201,30 @@ class Search:
         self.penalty = penalty
         self.calibration = calibration
         self.state = _State(keep, threshold=bar, ties=bar)
-        self.unlimited: Candidate | None = None
-        self.leanest: Candidate | None = None
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Bounds of the whole space."""
+        return Bounds(self.space, self.space.layouts, self.calibration)
 
     def run(self) -> Outcome:
-        """Search the whole space."""
+        """Search the whole space: branches by their fastest row, those that a bound rules out unevaluated."""
         roots = [self._root(c, layout) for c, layout in self.space.roots() if not self._beaten(c, layout)]
-        for node in sorted((node for node in roots if node is not None), key=self._promise):
-            self._enter(node)
+        branches = [(fast, node) for fast, node in (root for root in roots if root is not None)]
+        queue = [(self._promise(node), False, place, node) for place, (_, node) in enumerate(branches)]
+        heapify(queue)
+        while queue:
+            _, exact, place, node = heappop(queue)
+            fast, node = branches[place][0], self._in_time(node)
+            if exact:
+                self._enter(replace(node, seconds=self._time_of(fast, node)))
+            elif self._hopeful(node):
+                heappush(queue, (self._promise(self._quickest(node, fast)), True, place, node))
         ranked = sorted(self.state.found.values(), key=lambda c: c.order)
         return Outcome(
             best=settled(ranked)[: self.state.keep],
             fastest=ranked[0] if ranked else None,
-            unlimited=self.unlimited,
-            leanest=self.leanest,
+            unlimited=self._unlimited(branches),
             front=_front(self.state.fitting),
             considered=self.space.size,
             evaluated=self.state.evaluated,
@@ -206,18 +236,26 @@ class Search:
 
         Plain 1F1B keeps the fewest activations, so other schedules are only looked at where it misses by little.
         """
+        small = {id(x): Layout(static=x.static, columns=_smallest(x.columns)) for x in self.space.layouts}
+        bounds = Bounds(self.space, tuple(small.values()))
         roots = sorted(self.space.roots(), key=lambda r: (r[1].static["pp_schedule"] != "1f1b", -r[0]["zero"]))
         least = 1 << 62
-        for chosen, layout in roots:
+        for chosen, whole in roots:
+            layout = small[id(whole)]
             plain = layout.static["pp_schedule"] == "1f1b" or "pp_schedule" in self.space.fixed
             if not plain and least > self.limit * NEARLY:
                 continue
             values = {**{name: layout.static[name] for name in levers.STRUCTURAL}, **chosen}
-            rows = _smallest(layout.columns)
             for lean in self._lean(values, levers.BOUNDED):
                 for offload in self._hosted(lean):
-                    need, fits, host = self._memory({**lean, "offload": offload}, rows)
+                    hosted = {**lean, "offload": offload}
+                    need, host = bounds.memory(hosted, layout)
                     least = min(least, int(need.min()))
+                    if (need > self.limit).all():
+                        break
+                    if self.host is not None and (host > self.host).all():
+                        continue
+                    need, fits, host = self._memory(hosted, layout.columns)
                     if fits.any():
                         return True
                     if self.host is None or (host <= self.host).all():
@@ -233,34 +271,31 @@ class Search:
 
     # ---- the tree ---------------------------------------------------------------------------------------------------
 
-    def _root(self, chosen: Mapping[str, Any], layout: Layout) -> _Node | None:
+    def _root(self, chosen: Mapping[str, Any], layout: Layout) -> tuple[dict[str, Any], _Node] | None:
+        """(the fastest values, the rows of a branch with bounds of their seconds)."""
         import numpy as np
 
         values = {**{name: layout.static[name] for name in levers.STRUCTURAL}, **chosen}
         fast = self._fast(values, levers.BOUNDED)
         if fast is None:
             return None
-        rows = layout.columns
-        seconds = self._time(fast, rows)
-        self._note_unlimited(fast, rows, seconds)
-        return _Node(values, rows, seconds, np.zeros(len(seconds), dtype=np.int64))
+        seconds = self.bounds.seconds(fast, layout)
+        index = np.arange(layout.count)
+        return fast, _Node(values, layout, index, layout.columns, seconds, np.zeros(layout.count, dtype=np.int64), {})
 
     def _enter(self, node: _Node) -> None:
         """A branch: its rows that are fast enough and can fit."""
         node = self._in_time(node)
         if not len(node.seconds):
             return
-        need, fits = self._least(node.chosen, levers.BOUNDED, node.rows)
-        self._note_leanest(node.chosen, node.rows, need)
-        node = _keep(replace(node, need=need), fits)
         options = self.space.options("checkpointing", node.chosen)
         chain = levers.chain(options)
+        last = -1
+        if len(chain) > _SHORT and chain[-1] == self._leanest("checkpointing", options)[0]:
+            node, last = self._able(node, levers.BOUNDED), len(chain) - 1
         for value in options:
             if value not in chain:
                 self._head(node, (value,), fits_at=-1)
-        last = len(chain) - 1
-        if chain and chain[-1] != self._leanest("checkpointing", options)[0]:
-            last = -1
         if chain:
             self._head(node, chain, fits_at=last)
 
@@ -276,20 +311,23 @@ class Search:
         node = self._in_time(node)
         if not len(node.seconds):
             return
-        if above == fits_at:
-            rest = chain[above:]
-            if rest[0] != levers.fastest("checkpointing", self.space.options("checkpointing", node.chosen)):
-                fast = self._fast({**node.chosen, "checkpointing": rest[0]}, levers.BOUNDED[1:])
-                if fast is not None:
-                    node = self._in_time(replace(node, seconds=self._time(fast, node.rows)))
-            self._visit(node, levers.BOUNDED[1:], rest)
-            return
+        head = {**node.chosen, "checkpointing": chain[above]}
+        slower = chain[above] != levers.fastest("checkpointing", self.space.options("checkpointing", node.chosen))
         high = len(chain) - 1 if fits_at < 0 else fits_at
+        fast = self._fast(head, levers.BOUNDED[1:]) if slower else None
+        if above == high:
+            if fast is not None:
+                node = self._timed(self._roomy(node, head, levers.BOUNDED[1:]), fast)
+            if fits_at < 0:
+                node = self._able(node, levers.BOUNDED[1:], checkpointing=chain[above])
+            self._visit(node, levers.BOUNDED[1:], chain[above:])
+            return
+        if fast is not None:
+            node = self._bounded(node, fast)
         middle = above if above == 0 else (above + high) // 2  # the head of a chain is what mostly fits
-        need, fits = self._least({**node.chosen, "checkpointing": chain[middle]}, levers.BOUNDED[1:], node.rows)
+        need, fits = self._least({**node.chosen, "checkpointing": chain[middle]}, levers.BOUNDED[1:], node)
         self._head(_keep(replace(node, need=need), fits), chain, fits_at=middle, above=above)
-        if middle < high:
-            self._head(_keep(node, ~fits), chain, fits_at=fits_at, above=middle + 1)
+        self._head(_keep(node, ~fits), chain, fits_at=fits_at, above=middle + 1)
 
     def _beaten(self, chosen: Mapping[str, Any], layout: Layout) -> bool:
         """Whether another branch is never slower and never needs more.
@@ -300,6 +338,13 @@ class Search:
         if layout.static["pp_schedule"] == "gpipe" and "1f1b" in schedules:
             return True
         return chosen["loss"] == "eager" and "compiled" in self.space.values["loss"]
+
+    def _quickest(self, node: _Node, fast: Mapping[str, Any]) -> _Node:
+        """The rows of a branch among which the best is, with their seconds; those of the node are bounds."""
+        if self.penalty is _none and len(node.seconds) > _FEW:
+            near = _keep(node, node.seconds <= node.seconds.min() * (1 + TIE))
+            node = _keep(node, node.seconds <= self._time_of(fast, near).min())
+        return replace(node, seconds=self._time_of(fast, node))
 
     def _promise(self, node: _Node) -> float:
         return float((self.penalty(node.chosen, node.rows) * RANK + node.seconds).min())
@@ -323,10 +368,9 @@ class Search:
             if value != levers.fastest(lever, options) or able[0] != chain[0]:
                 if fast is None:
                     continue
-                current = self._in_time(replace(current, seconds=self._time(fast, current.rows)))
-            if len(current.seconds) and (value,) != self._leanest(lever, options):
-                need, fits = self._least({**chosen, "checkpointing": able[-1]}, later, current.rows)
-                current = _keep(replace(current, need=need), fits)
+                current = self._timed(self._roomy(current, {**chosen, "checkpointing": able[-1]}, later), fast)
+            if (value,) != self._leanest(lever, options):
+                current = self._able(current, later, checkpointing=able[-1])
             self._visit(current, later, able)
 
     def _first(self, node: _Node, chain: tuple[Any, ...]) -> None:
@@ -344,11 +388,11 @@ class Search:
             self._leaf(node, chain[0], timed=False)
             return
         half = len(chain) // 2
-        _, fits, _ = self._memory({**node.chosen, "checkpointing": chain[half - 1]}, node.rows)
+        _, fits, _ = self._memory_of({**node.chosen, "checkpointing": chain[half - 1]}, node)
         self._between(_keep(node, fits), chain[:half])
         slow = self._in_time(_keep(node, ~fits))
         if len(chain) - half > 1 and len(slow.seconds):
-            slow = replace(slow, seconds=self._time({**slow.chosen, "checkpointing": chain[half]}, slow.rows))
+            slow = replace(slow, seconds=self._time_of({**slow.chosen, "checkpointing": chain[half]}, slow))
         self._between(slow, chain[half:])
 
     def _leaf(self, node: _Node, value: Any, *, timed: bool) -> _Node:
@@ -363,14 +407,14 @@ class Search:
 
         whole = replace(node, chosen={**node.chosen, "checkpointing": value})
         if not timed:
-            seconds = self._time(whole.chosen, whole.rows)
+            seconds = self._time_of(whole.chosen, whole)
             whole = replace(whole, seconds=seconds)
             limits = self.state.limits(whole.rows, whole.chosen["pp"])
             quick = self.penalty(whole.chosen, whole.rows) * RANK + seconds <= limits
             node, whole = _keep(node, quick), _keep(whole, quick)
             if not len(whole.seconds):
                 return node
-        need, fits, _ = self._memory(whole.chosen, whole.rows)
+        need, fits, _ = self._memory_of(whole.chosen, whole)
         left = _keep(node, ~fits)
         whole = _keep(replace(whole, need=need), fits)
         penalty = np.broadcast_to(np.asarray(self.penalty(whole.chosen, whole.rows), dtype=float), whole.seconds.shape)
@@ -385,6 +429,26 @@ class Search:
     def _in_time(self, node: _Node) -> _Node:
         score = self.penalty(node.chosen, node.rows) * RANK + node.seconds
         return _keep(node, score <= self.state.limits(node.rows, node.chosen["pp"]))
+
+    def _timed(self, node: _Node, fast: Mapping[str, Any]) -> _Node:
+        """Rows that are fast enough with these values, with their seconds."""
+        node = self._bounded(node, fast)
+        return self._in_time(replace(node, seconds=self._time_of(fast, node))) if len(node.seconds) else node
+
+    def _bounded(self, node: _Node, fast: Mapping[str, Any]) -> _Node:
+        """Rows that are fast enough with these values as far as a bound can tell."""
+        if not len(node.seconds):
+            return node
+        seconds = self.bounds.seconds(fast, node.layout)[node.index]
+        score = self.penalty(node.chosen, node.rows) * RANK + seconds
+        return _keep(node, score <= self.state.limits(node.rows, node.chosen["pp"]))
+
+    def _able(self, node: _Node, rest: Sequence[str], **more: Any) -> _Node:
+        """Rows that can fit with some values of the remaining levers, with bounds of their need."""
+        if not len(node.seconds):
+            return node
+        need, fits = self._least({**node.chosen, **more}, rest, node)
+        return _keep(replace(node, need=need), fits)
 
     # ---- bounds -----------------------------------------------------------------------------------------------------
 
@@ -417,37 +481,110 @@ class Search:
             for value in self._leanest(lever, allowed):
                 yield from self._lean({**chosen, lever: value}, later)
 
-    def _least(self, chosen: Mapping[str, Any], rest: Sequence[str], rows: Mapping[str, Ints]) -> tuple[Ints, Any]:
+    def _least(self, chosen: Mapping[str, Any], rest: Sequence[str], node: _Node) -> tuple[Ints, Any]:
         """(lowest need, whether any completion can fit) of each row."""
         import numpy as np
 
-        count = len(rows["tp"])
+        count = len(node.seconds)
         least = np.full(count, 1 << 62, dtype=np.int64)
         fits = np.zeros(count, dtype=bool)
         for lean in self._lean(chosen, rest):
+            able = ~fits
             for offload in self._hosted(lean) if "offload" in rest else (lean["offload"],):
-                left = np.flatnonzero(~fits)
-                if not len(left):
-                    return least, fits
-                need, fit, host = self._memory({**lean, "offload": offload}, {n: c[left] for n, c in rows.items()})
-                fits[left] = fit
-                least[left] = np.minimum(least[left], need)
-                if self.host is None or (host <= self.host).all():
+                hosted = {**lean, "offload": offload}
+                need, host = self._bounds_of(hosted, node)
+                able &= need <= self.limit
+                here = able & ~fits & (self.host is None or host <= self.host)
+                short = bool((able & ~fits & ~here).any())
+                if here.any():
+                    need, fit, host = self._memory_of(hosted, _keep(node, here))
+                    fits[here] = fit
+                    least[here] = np.minimum(least[here], need)
+                    short = short or not (self.host is None or (host <= self.host).all())
+                if not short:
                     break  # less on the host only helps where the host is too small
         return least, fits
 
+    def _bounds_of(self, chosen: Mapping[str, Any], node: _Node) -> tuple[Any, Any]:
+        """Bounds of need and of pinned host memory of each row; zeros where working them out would not pay."""
+        import numpy as np
+
+        within = self.state.ties if self.penalty is _none else float("inf")
+        if within == float("inf") and self.space.rows > _MANY:
+            return np.zeros_like(node.index), np.zeros_like(node.index)
+        need, host = self.bounds.memory(chosen, node.layout, within=within)
+        return need[node.index], host[node.index]
+
+    def _hopeful(self, node: _Node) -> bool:
+        """Whether the bounds leave a row that is fast enough and fits with some value of checkpointing."""
+        if not len(node.seconds):
+            return False
+        options = self.space.options("checkpointing", node.chosen)
+        chain = levers.chain(options)
+        if len(chain) > _SHORT:
+            return True
+        for value in options:
+            chosen = {**node.chosen, "checkpointing": value}
+            fast = self._fast(chosen, levers.BOUNDED[1:])
+            left = self._bounded(node, fast) if fast is not None else node
+            if len(self._roomy(left, chosen, levers.BOUNDED[1:]).seconds):
+                return True
+        return False
+
+    def _roomy(self, node: _Node, chosen: Mapping[str, Any], rest: Sequence[str]) -> _Node:
+        """Rows that can fit with some values of the remaining levers as far as the bounds can tell."""
+        import numpy as np
+
+        if not len(node.seconds):
+            return node
+        room = np.zeros(len(node.seconds), dtype=bool)
+        for lean in self._lean(chosen, rest):
+            for offload in self._hosted(lean) if "offload" in rest else (lean["offload"],):
+                need, host = self._bounds_of({**lean, "offload": offload}, node)
+                room |= (need <= self.limit) & (self.host is None or host <= self.host)
+                if room.all() or self.host is None:
+                    break
+        return _keep(node, room)
+
     # ---- the models -------------------------------------------------------------------------------------------------
+
+    def _time_of(self, chosen: Mapping[str, Any], node: _Node) -> Floats:
+        """Seconds of each row."""
+        seconds: Floats = self._recall("time", chosen, node, lambda rows: (self._time(chosen, rows),))[0]
+        return seconds
+
+    def _memory_of(self, chosen: Mapping[str, Any], node: _Node) -> tuple[Any, ...]:
+        """What ``_memory`` gives."""
+        return self._recall("memory", chosen, node, lambda rows: self._memory(chosen, rows))
+
+    def _recall(
+        self,
+        model: str,
+        chosen: Mapping[str, Any],
+        node: _Node,
+        compute: Callable[[Mapping[str, Ints]], tuple[Any, ...]],
+    ) -> tuple[Any, ...]:
+        """Columns of one of the models, each row of a branch computed once for each choice of its levers."""
+        import numpy as np
+
+        key = (model, *(chosen[name] for name in levers.BOUNDED))
+        known = node.known.get(key)
+        missing = node.index if known is None else node.index[~known[0][node.index]]
+        if len(missing):
+            found = compute({n: c[missing] for n, c in node.layout.columns.items()})
+            if known is None:
+                empty = (np.empty(node.layout.count, dtype=column.dtype) for column in found)
+                known = node.known[key] = (np.zeros(node.layout.count, dtype=bool), *empty)
+            for into, column in zip(known, (True, *found), strict=True):
+                into[missing] = column
+        assert known is not None
+        return tuple(column[node.index] for column in known[1:])
 
     def _time(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> Floats:
         self.state.evaluated += len(rows["tp"])
         columns: dict[str, Any] = dict(rows)
         times = speed.evaluate(at(self.space.base, chosen), calibration=self.calibration, **columns)
-        seconds: Floats = times.step_s
-        if self.space.global_batch is not None:
-            return seconds
-        # micro-batch and accumulation are given: steps of different size are compared by the time of a sequence
-        per: Floats = seconds / (rows["micro_batch"] * rows["grad_accum"] * rows["dp"])
-        return per
+        return per_step(self.space, times.step_s, rows)
 
     def _memory(self, chosen: Mapping[str, Any], rows: Mapping[str, Ints]) -> tuple[Ints, Any, Ints]:
         """(need, whether it fits, pinned host memory) of each row."""
@@ -463,22 +600,41 @@ class Search:
             fits = fits & (calm_bytes(peaks.reserved, outside, risk, sharded=chosen["zero"] >= 3) <= capacity)
         return peaks.need, fits, peaks.host
 
-    def _note_unlimited(self, fast: Mapping[str, Any], rows: Mapping[str, Ints], seconds: Floats) -> None:
+    def _unlimited(self, branches: Sequence[tuple[dict[str, Any], _Node]]) -> Candidate | None:
+        """The fastest of all candidates, fitting or not."""
         import numpy as np
 
-        i = int(np.argmin(seconds))
-        if self.unlimited is None or seconds[i] < self.unlimited.seconds:
-            zeros = np.zeros(len(seconds), dtype=np.int64)
-            self.unlimited = _candidate(_Node(fast, rows, seconds, zeros), i, 0.0)
+        best: Candidate | None = None
+        at_place = -1
+        for place in sorted(range(len(branches)), key=lambda i: float(branches[i][1].seconds.min())):
+            fast, node = branches[place]
+            node = _keep(node, node.seconds <= (best.seconds if best else np.inf))
+            if not len(node.seconds):
+                continue
+            node = self._quickest(node, fast)
+            i = int(np.argmin(node.seconds))
+            if best is None or (float(node.seconds[i]), place) < (best.seconds, at_place):
+                best, at_place = _candidate(replace(node, chosen=fast), i, 0.0), place
+        return best
 
-    def _note_leanest(self, values: Mapping[str, Any], rows: Mapping[str, Ints], need: Ints) -> None:
+    def least_need(self) -> int | None:
+        """The need of the leanest candidate, fitting or not; None without any."""
         import numpy as np
 
-        i = int(np.argmin(need))
-        if self.leanest is None or need[i] < self.leanest.need_bytes:
-            lean = next(self._lean(values, levers.BOUNDED), None)
-            if lean is not None:
-                self.leanest = _candidate(_Node(lean, rows, np.zeros(len(need)), need), i, 0.0)
+        leaves = []
+        for chosen, layout in self.space.roots():
+            if not self._beaten(chosen, layout):
+                values = {**{name: layout.static[name] for name in levers.STRUCTURAL}, **chosen}
+                leaves += [(lean, layout) for lean in self._lean(values, levers.BOUNDED)]
+        bounds = [self.bounds.memory(lean, layout)[0] for lean, layout in leaves]
+        best: int | None = None
+        for place in sorted(range(len(leaves)), key=lambda i: int(bounds[i].min())):
+            lean, layout = leaves[place]
+            left = np.flatnonzero(bounds[place] < best) if best is not None else np.arange(layout.count)
+            if len(left):
+                need = int(self._memory(lean, {n: c[left] for n, c in layout.columns.items()})[0].min())
+                best = need if best is None else min(best, need)
+        return best
 
 
 def ties(candidate: Candidate, fastest: Candidate) -> bool:
@@ -503,15 +659,11 @@ def _smallest(columns: Mapping[str, Ints]) -> dict[str, Ints]:
     return {n: c[order[first]] for n, c in columns.items()}
 
 
-def at(base: Resolved, chosen: Mapping[str, Any]) -> Resolved:
-    """The base job with values chosen."""
-    return replace(base, values={**base.values, **chosen})
-
-
 def _keep(node: _Node, mask: Any) -> _Node:
     if mask.all():
         return node
-    return _Node(node.chosen, {n: c[mask] for n, c in node.rows.items()}, node.seconds[mask], node.need[mask])
+    rows = {n: c[mask] for n, c in node.rows.items()}
+    return replace(node, index=node.index[mask], rows=rows, seconds=node.seconds[mask], need=node.need[mask])
 
 
 def _candidate(node: _Node, row: int, penalty: float) -> Candidate:

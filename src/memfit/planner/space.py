@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -112,6 +112,11 @@ class Space:
             loss: tuple(_end_layers(self, {**fast, "loss": loss, "tp": tp}) for tp in ways)
             for loss in self.values["loss"]
         }
+
+    @property
+    def rows(self) -> int:
+        """Rows of all layouts."""
+        return sum(layout.count for layout in self.layouts)
 
     def roots(self) -> Iterator[tuple[dict[str, Any], Layout]]:
         """(values of the branched levers, layouts) of each branch of the search, contradictions left out."""
@@ -444,6 +449,7 @@ def _layouts(space: Space) -> Iterator[Layout]:
     fixed = space.fixed
     tps, cps, eps = ([fixed[n]] if n in fixed else ways for n, ways in (("tp", tps), ("cp", cps), ("ep", eps)))
     spreads = sorted({z in space.cap.hsdp for z in space.values["zero"]})
+    known: dict[Any, list[tuple[int, int, int]]] = {}
     for (pp, schedule, virtual), split, losses in _splits(space, _pipelines(space)):
         meshes = []
         for tp, cp in product(tps, cps):
@@ -452,21 +458,29 @@ def _layouts(space: Space) -> Iterator[Layout]:
                 dp = space.gpus // ways
                 meshes += [(tp, cp, ep, dp) for ep in eps if (dp * cp * tp) % ep == 0]
         for spread in spreads:
-            rows: list[tuple[int, ...]] = [
-                (tp, cp, ep, dp, shard, micro, accum)
-                for tp, cp, ep, dp in meshes
-                for micro, accum in _batches(space, dp, pp, schedule)
-                for shard in _shards(space, dp, spread=spread)
-            ]
+            rows = [(mesh, inner) for mesh in meshes if (inner := _inner(space, mesh[-1], pp, schedule, spread, known))]
             if rows:
                 static = {"pp": pp, "pp_schedule": schedule, "virtual_pp": virtual, "pp_layers": split}
                 yield _layout({**static, "losses": losses, "spread": spread}, rows)
 
 
-def _layout(static: Mapping[str, Any], rows: list[tuple[int, ...]]) -> Layout:
+def _inner(
+    space: Space, dp: int, pp: int, schedule: str, spread: bool, known: dict[Any, list[tuple[int, int, int]]]
+) -> list[tuple[int, int, int]]:
+    """(dp_shard, micro-batch, accumulation) that go with a number of data-parallel ranks; ``known`` keeps them."""
+    key = (dp, pp, schedule, spread)
+    if key not in known:
+        shards = _shards(space, dp, spread=spread)
+        known[key] = [(shard, *batch) for batch in _batches(space, dp, pp, schedule) for shard in shards]
+    return known[key]
+
+
+def _layout(static: Mapping[str, Any], rows: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]]) -> Layout:
     import numpy as np
 
-    table = np.array(rows, dtype=np.int64)
+    sizes = [len(inner) for _, inner in rows]
+    outer = np.repeat(np.array([mesh for mesh, _ in rows], dtype=np.int64), sizes, axis=0)
+    table = np.hstack([outer, np.concatenate([np.array(inner, dtype=np.int64) for _, inner in rows])])
     names = ("tp", "cp", "ep", "dp", "dp_shard", "micro_batch", "grad_accum")
     return Layout(static=static, columns={name: table[:, i].copy() for i, name in enumerate(names)})
 

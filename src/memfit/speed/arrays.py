@@ -7,21 +7,21 @@ they are computed once for each combination that occurs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from memfit.formula.arrays import Batch, batch_of
-from memfit.formula.dims import Dims
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.setup import Setup, choices, setup
+from memfit.formula.stage import Stage
 from memfit.formula.training import card_of, dims_of, stages_of
 from memfit.job import Job
-from memfit.speed.block import BlockSeconds, Machine
+from memfit.speed.block import BlockSeconds, Machine, Seconds
 from memfit.speed.calibration import Calibration
 from memfit.speed.numbers import Real
 from memfit.speed.step import PARTS, Pipeline, Units, machine_of, pipeline, stage_units
-from memfit.speed.training import step_parts
+from memfit.speed.training import step_parts, stragglers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 UNIT = ("micro_batch", "seq_len", "tp", "cp", "ep")
 """Numeric fields that the seconds of a block depend on."""
+
+ROUNDING = 1e-9
+"""What sums in another order may differ by."""
 
 SLICE = 1 << 14
 """Jobs put together at a time, so that the arrays stay in the cache."""
@@ -121,8 +124,8 @@ def evaluate(
         base = replace(batch.resolved, values=group)
         units = {n: c for n, c in numeric.items() if n in UNIT}
         first, inverse = _distinct(units, len(rows))
-        d = dims_of(base, {n: c[first] for n, c in units.items()})
-        found = stage_units(_units(m, s, d, units), stages_of(s, d))
+        distinct = _units(m, s, base, {n: c[first] for n, c in units.items()})
+        found = stage_units(distinct, stages_of(s, distinct.d))
         p = pipeline(found)
         for start in range(0, len(rows), SLICE):
             chosen = slice(start, start + SLICE)
@@ -141,26 +144,127 @@ def evaluate(
     return Times(step_s, rate, columns)
 
 
-_BLOCKS: dict[Any, tuple[Any, list[BlockSeconds]]] = {}
+def least_seconds(
+    job: Resolved, *, pp: Any, drain: Any, calibration: Calibration | None = None, **fields: Any
+) -> Floats:
+    """Seconds that no step is shorter than, however the layers are split over the ranks of a pipeline.
+
+    The slowest rank takes at least the mean of all; of the rest of a step only the bubble and
+    the wait for the slowest node are counted. One structure
+    is evaluated for all pipelines, so that this costs a small part of ``evaluate``.
+
+    Args:
+        job: the job that states everything else; its own pipeline counts for nothing.
+        pp: ranks of the pipeline, a column.
+        drain: seconds of the bubble over those that all ranks but the slowest spend on one micro-batch, a column.
+        calibration: other figures than the shipped ones.
+        **fields: as in ``evaluate``; numeric ones.
+
+    Raises:
+        MemfitError: as for ``evaluate``.
+    """
+    import numpy as np
+
+    batch: Batch = batch_of(job, fields)
+    out = np.empty(batch.count)
+    for rows, group, numeric in batch.groups():
+        values = {**group, "pp": 1, "pp_layers": None, "pp_schedule": "1f1b", "virtual_pp": 1}
+        s = _setup(batch.resolved, values)
+        m = machine_of(batch.resolved, s, calibration)
+        units = {n: c for n, c in numeric.items() if n in UNIT}
+        first, inverse = _distinct(units, len(rows))
+        distinct = _units(m, s, replace(batch.resolved, values=values), {n: c[first] for n, c in units.items()})
+        # a mean of fourth powers of sums is at most the sum of such means: the whole model as one stage is a bound
+        whole = distinct.stage(Stage(0, ((0, s.decoder.stack.num_layers),), True, True, 1))
+        total = np.broadcast_to(whole.total, len(first))[inverse]
+        slowest = total / pp[rows]
+        v = {**group, **numeric}
+        waits = stragglers(m, v["dp"] * v["tp"] * v["cp"] * pp[rows])
+        out[rows] = (slowest * v["grad_accum"] + (total - slowest) * drain[rows]) * (1.0 + waits)
+    return out * (1 - ROUNDING)
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """Seconds of the blocks of one structure for the combinations of ``UNIT`` that have been asked for.
+
+    Attributes:
+        kinds: kept with their seconds, so that no others can have their identity.
+        places: combination -> its place in the columns of the seconds.
+        blocks: the seconds of each kind of block, columns over the combinations.
+    """
+
+    kinds: Any
+    places: dict[tuple[int, ...], int]
+    blocks: list[BlockSeconds]
+
+
+_BLOCKS: dict[Any, _Blocks] = {}
 _MOST_BLOCKS = 512
+_MOST_COMBINATIONS = 1 << 18
 
 
-def _units(m: Machine, s: Setup, d: Dims, columns: Mapping[str, Any]) -> Units:
-    """The seconds of blocks, kept from one call to the next: jobs that differ elsewhere (ZeRO, pipeline) share them."""
+def _units(m: Machine, s: Setup, base: Resolved, columns: Mapping[str, Any]) -> Units:
+    """The seconds of blocks, kept from one call to the next: jobs that differ elsewhere (ZeRO, pipeline) share them.
+
+    Args:
+        m, s: machine and structure.
+        base: states the fields of ``UNIT`` that are no columns.
+        columns: distinct combinations of those that are.
+    """
+    import numpy as np
+
+    d = dims_of(base, columns)
+    if not columns:
+        return Units(m, s, d)
     c, cluster = s.choices, m.fabric.cluster
     key = (
         id(s.decoder.kinds), s.style, s.scheme, s.frozen, s.profile.name, c.tensor_parallel, c.accumulates, c.zero < 2,
         c.precision, c.training, m.rates, m.framework, m.calibration, cluster.gpu.name, cluster.gpus_per_node,
         cluster.intra_bytes_per_s, cluster.inter_bytes_per_s, d.imbalance_pct,
-        *(columns[name].tobytes() if name in columns else getattr(d, name) for name in UNIT),
+        *(None if name in columns else getattr(d, name) for name in UNIT),
     )  # fmt: skip
     known = _BLOCKS.get(key)
-    if known is None:
+    if known is None or len(known.places) > _MOST_COMBINATIONS:
         if len(_BLOCKS) >= _MOST_BLOCKS:
             _BLOCKS.clear()
-        # the kinds are kept with their seconds, so that no others can have their identity
-        known = _BLOCKS[key] = (s.decoder.kinds, Units(m, s, d).blocks)
-    return Units(m, s, d, known[1])
+        known = _BLOCKS[key] = _Blocks(s.decoder.kinds, {}, [])
+    wanted = list(zip(*(column.tolist() for column in columns.values()), strict=True))
+    missing = [row for row, combination in enumerate(wanted) if combination not in known.places]
+    if missing:
+        fresh = Units(m, s, dims_of(base, {n: column[missing] for n, column in columns.items()})).blocks
+        start = len(known.places)
+        known.blocks = _joined(known.blocks, start, fresh, len(missing))
+        known.places.update((wanted[row], start + number) for number, row in enumerate(missing))
+    places = np.array([known.places[combination] for combination in wanted], dtype=np.intp)
+    return Units(m, s, d, [_each(lambda value: value if _one(value) else value[places], b) for b in known.blocks])
+
+
+def _joined(old: list[BlockSeconds], count: int, new: list[BlockSeconds], more: int) -> list[BlockSeconds]:
+    """The seconds of ``count`` combinations, and behind them those of ``more``; one number where all are equal."""
+    import numpy as np
+
+    def put(value: Real, other: Real) -> Real:
+        if _one(value) and _one(other) and value == other:
+            return value
+        return np.concatenate([np.broadcast_to(value, count), np.broadcast_to(other, more)])
+
+    return [_each(put, *pair) for pair in zip(old, new, strict=True)] if count else new
+
+
+def _one(value: Real) -> bool:
+    return isinstance(value, float)
+
+
+def _each(do: Callable[..., Real], *blocks: BlockSeconds) -> BlockSeconds:
+    """The seconds of blocks put together column by column."""
+
+    def one(*passes: Seconds) -> Seconds:
+        parts = {name: do(*(p.parts[name] for p in passes)) for name in passes[0].parts}
+        return Seconds(parts, do(*(p.launches for p in passes)))
+
+    forward, backward = one(*(b.forward for b in blocks)), one(*(b.backward for b in blocks))
+    return BlockSeconds(forward, backward, one(*(b.again for b in blocks)))
 
 
 def _setup(resolved: Resolved, values: Mapping[str, Any]) -> Setup:

@@ -44,10 +44,14 @@ def step_parts(m: Machine, s: Setup, d: Dims, p: Pipeline, found: list[StageUnit
     total: Real = 0.0
     for value in parts.values():
         total = total + value
-    world = d.dp * d.tp * d.cp * s.choices.pp
-    nodes = -(-world // m.fabric.cluster.gpus_per_node)
-    parts["stragglers"] = total * (m.calibration.jitter * root(doublings(nodes) * LN4))
+    parts["stragglers"] = total * stragglers(m, d.dp * d.tp * d.cp * s.choices.pp)
     return {name: parts[name] for name in PARTS}
+
+
+def stragglers(m: Machine, world: Real) -> Real:
+    """Share of a step on ``world`` GPUs that all wait for the slowest node."""
+    nodes = -(-world // m.fabric.cluster.gpus_per_node)
+    return m.calibration.jitter * root(doublings(nodes) * LN4)
 
 
 def _largest(models: list[StageModel], of: Callable[[StageModel], Any]) -> Real:
