@@ -28,7 +28,7 @@ from memfit.formula.training import dims_of, peaks, setup_of
 from memfit.job import parse
 
 WRITE = sys.stdout.write
-FRAMEWORKS = ("litgpt", "torchtune", "torchtitan", "megatron")
+FRAMEWORKS = ("litgpt", "torchtune", "torchtitan", "megatron", "trl")
 
 
 def predicted(framework: str, setting: Setting) -> Prediction:
@@ -93,7 +93,7 @@ def layer_of(p: Prediction, inside: dict[str, list[Any]], *, split: bool) -> tup
     """Bytes that a layer keeps: (formula, trace); ``split``: the mean of all, else the median."""
     layers = len(inside) or 1
     tower = p.setup.decoder
-    ours = int(layer_kept(p.model, tower, layers // 2, p.model.d.tokens, p.model.d.stream_tokens))
+    ours = int(layer_kept(p.model, tower, layers // 2, p.model.d.tokens, p.model.d.stream_tokens)[0])
 
     def kept(rows: list[Any]) -> int:
         return sum(row[0] for row in rows if not (row[1] == "aten::_to_copy" and weight_like(p, row[3])))
