@@ -202,21 +202,23 @@ def test_what_is_suggested_exists_in_the_framework(framework):
 
 
 @pytest.mark.parametrize(
-    ("version", "loss"),
+    ("version", "loss", "others"),
     [
-        (None, "chunked"), ("1.16.0", "chunked"), ("1.7", "chunked"), ("trl 1.10", "chunked"), ("main", "chunked"),
-        ("transformers 4.38", "chunked"), ("1.6.0", "eager"), ("0.29.1", "eager"), ("trl 1.4", "eager"),
-        ("trl==1.5.1", "eager"), ("transformers 5.2, trl 1.6", "eager"),
+        (None, "chunked", False), ("1.16.0", "chunked", False), ("1.15", "chunked", False), ("main", "chunked", False),
+        ("transformers 4.38", "chunked", False), ("fsdp", "chunked", False), ("1.7", "chunked", True),
+        ("trl 1.10", "chunked", True), ("1.14.2", "chunked", True), ("1.6.0", "eager", True), ("0.29.1", "eager", True),
+        ("trl 1.4", "eager", True), ("trl==1.5.1", "eager", True), ("transformers 5.2, trl 1.6", "eager", True),
+        ("0.25.1", "eager", True),
     ],
 )  # fmt: skip
-def test_the_loss_of_trl_is_that_of_its_version(version, loss):
+def test_the_loss_of_trl_is_that_of_its_version(version, loss, others):
     job = {"model": "llama-3.1-8b", "framework": "trl", "method": "qlora", "framework_version": version}
     found = estimate(**job)
     assert found.job.strategy.loss == loss
     assert found.resolved.completed.origins["strategy.loss"] == "profile"
     suggested = {c.fields["loss"] for c in found.changes if "loss" in c.fields}
     assert suggested == ({"fused"} if loss == "eager" else set())
-    assert not [a for a in found.assumptions if a.field == "strategy.loss" and loss == "chunked"]
+    assert bool([a for a in found.assumptions if a.field == "strategy.loss"]) == others
 
 
 @pytest.mark.parametrize(

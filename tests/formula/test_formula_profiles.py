@@ -82,7 +82,10 @@ def test_every_row_names_its_source_and_what_it_refers_to(name):
         assert profiles.loss(loss).source
     assert set(row.loss) == set(BY_NAME["loss"].choices)
     assert set(row.schemes) <= set(PRECISIONS)
-    assert {k.replace("lora.", "lora_") for k in row.defaults} <= set(BY_NAME)
+    own = [k for k in row.defaults if not k.startswith("lora.")]
+    assert {k.replace("lora.", "lora_") for k in row.defaults if k not in own} <= set(BY_NAME)
+    assert {k.partition(".")[0] for k in own} <= set(BY_NAME)
+    assert {k.partition(".")[2] for k in own} <= {"", "alone", "lora", "qlora", "dora", "freeze", "reference"}
     assert profiles.sharding(row.sharding).source
     assert profiles.sharding(row.sharding_adapters or row.sharding).source
 

@@ -116,6 +116,46 @@ def test_profile_stands_between_stated_and_default():
     assert final.model.name is None
 
 
+@pytest.mark.parametrize(
+    ("own", "job", "weights"),
+    [
+        ({"lora": "trained"}, {"method": "lora"}, "fp32"),
+        ({"lora": "trained"}, {"method": "lora", "precision": "bf16"}, "bf16"),
+        ({"lora": "trained"}, {"method": "lora", "precision": "fp8"}, "fp32"),
+        ({"lora": "computed"}, {"method": "lora", "precision": "fp16-mixed"}, "fp16"),
+        ({"lora": "computed"}, {"method": "lora", "precision": "fp8"}, "bf16"),
+        ({"lora": "trained"}, {"method": "lora", "weights": "fp16"}, "fp16"),
+        ({"lora": "trained"}, {"method": "dora"}, "bf16"),
+        ({"lora": "trained"}, {"method": "full"}, "bf16"),
+        ({"qlora": "nf4-dq"}, {"method": "qlora"}, "nf4-dq"),
+        ({"lora": "trained"}, {"method": "qlora"}, "nf4"),
+        ({"reference": "trained"}, {"method": "dpo"}, "fp32"),
+        ({"reference": "trained"}, {"method": "dpo", "lora": {"rank": 8}}, "bf16"),
+        ({"freeze": "computed"}, {"method": "freeze", "precision": "fp32"}, "fp32"),
+    ],
+)
+def test_frozen_weights_are_stored_as_the_profile_says(own, job, weights):
+    profile = {f"strategy.weights.{kind}": value for kind, value in own.items()}
+    found = done({"strategy.precision": "bf16-mixed", **profile}, **job)
+    assert found.values["weights"] == weights
+    said = found.origins["strategy.weights"]
+    assert (said == "profile") == (job["method"] in own or (job["method"] == "dpo" and "lora" not in job)) or (
+        "weights" in job and said == "stated"
+    )
+
+
+@pytest.mark.parametrize(
+    ("job", "precision"),
+    [
+        ({}, "bf16"), ({"zero": 0, "gpus": 8}, "bf16"), ({"zero": 3}, "bf16-mixed"), ({"gpus": 8}, "bf16-mixed"),
+        ({"method": "lora"}, "bf16-mixed"), ({"precision": "fp32"}, "fp32"),
+    ],
+)  # fmt: skip
+def test_a_profile_may_have_another_precision_where_nothing_is_sharded(job, precision):
+    profile = {"strategy.precision": "bf16-mixed", "strategy.precision.alone": "bf16"}
+    assert done(profile, **job).values["precision"] == precision
+
+
 def test_profile_batches_give_way_to_a_stated_global_batch():
     assert batch(done({"strategy.micro_batch": 4}, global_batch=6)) == (6, 1, 6, 1)
     assert batch(done({"strategy.micro_batch": 4}, global_batch=8)) == (8, 4, 2, 1)

@@ -27,13 +27,20 @@ _OPTIM_READ: Mapping[str, str] = {
 
 def _check(plan: Plan) -> Iterator[JobError]:
     tool, kind = plan.target.tool, hf.engine(plan)
+    reference = plan.method == "dpo" and not plan.adapters  # loaded in 16 bit, whatever the trained weights are
     for error in hf.checks(plan, kind):
-        if not (error.path == "strategy.dp_shard" and kind == "fsdp"):
+        if not (error.path == "strategy.dp_shard" and kind == "fsdp") and not (
+            error.path == "strategy.weights" and reference
+        ):
             yield error
     alone = kind == "ddp" and not plan.adapters
     if alone and plan.precision.endswith("-mixed"):
         why = "the model is loaded in 16 bit; fp32 master weights come only with sharding"
         yield cannot("strategy.precision", plan.precision, tool, why=why, hint="precision = bf16, or zero = 3")
+    if plan.precision == "bf16" and (plan.adapters or kind == "fsdp"):
+        what = "its adapters are fp32" if plan.adapters else "FSDP2 raises what is trained to fp32"
+        why = f"bf16 always comes with autocast, under which {what}"
+        yield cannot("strategy.precision", "bf16", tool, why=why, hint="precision = bf16-mixed")
     frozen = "fp32" if plan.precision == "fp32" else plan.precision.removesuffix("-mixed")
     if plan.method != "full" and plan.weights not in hf.QUANTIZED and plan.weights != frozen:
         yield cannot("strategy.weights", plan.weights, tool, why=f"frozen weights are loaded in {frozen}")
@@ -174,7 +181,7 @@ def _levers(plan: Plan) -> list[Setting]:
             plan.grad_accum,
             f"global batch {plan.global_batch} = {plan.micro_batch} * {plan.grad_accum} * {plan.dp} data-parallel GPUs",
         ),
-        *_precision(plan, kind),
+        *_precision(plan),
         Setting("optimizer", hf.optim(plan, kind, _OPTIM), plan.note("optimizer")),
     ]
     if plan.optimizer == "momentum":
@@ -201,15 +208,13 @@ def _levers(plan: Plan) -> list[Setting]:
     return rows
 
 
-def _precision(plan: Plan, kind: str) -> list[Setting]:
+def _precision(plan: Plan) -> list[Setting]:
     why = f"precision {plan.precision}: {plan.note('precision')}"
     if plan.precision == "fp32":
         return [Setting("bf16", False, why), Setting("fp16", False), Setting("float32", True)]
-    word = plan.precision.removesuffix("-mixed")
-    plain = not plan.precision.endswith("-mixed") and (kind != "ddp" or plan.adapters)
-    if plain:  # no autocast, no fp32 copies
-        return [Setting("bf16", False), Setting("bfloat16" if word == "bf16" else "float16", True, why)]
-    if word == "fp16":
+    if plan.precision == "fp16":  # no autocast, no fp32 copies
+        return [Setting("bf16", False), Setting("float16", True, why)]
+    if plan.precision == "fp16-mixed":
         return [Setting("bf16", False), Setting("fp16", True, why)]
     return [Setting("bf16", True, why)]
 
@@ -358,8 +363,9 @@ def _read_parallel(source: Source, keys: Keys, found: Found) -> None:
 
 
 def _read_precision(keys: Keys, found: Found) -> None:
-    bf16, fp16 = keys.take("bf16"), keys.flag("fp16")
-    plain = "bf16" if keys.flag("bfloat16") else "fp16" if keys.flag("float16") else None
+    bf16, fp16, bfloat16 = keys.take("bf16"), keys.flag("fp16"), keys.flag("bfloat16")
+    bf16 = True if bfloat16 else bf16  # autocast too: core/builders/base.py of axolotl 0.12 to 0.19
+    plain = "fp16" if keys.flag("float16") and not bfloat16 else None
     keys.flag("float32")
     if keys.flag("fp8"):
         found.values["strategy.precision"] = "fp8"
@@ -378,11 +384,7 @@ def _read_precision(keys: Keys, found: Found) -> None:
 
 def _defaults(job: Job) -> Mapping[str, Any]:
     alone = not job.strategy.zero and job.task.lora is None and job.task.method in (None, "full", "freeze", "dpo")
-    chosen: dict[str, Any] = {"strategy.precision": "bf16"} if alone else {}
-    word = (job.strategy.precision or "bf16").removesuffix("-mixed")
-    if job.task.method not in ("qlora", None, "full") and word in hf.DTYPES:
-        chosen["strategy.weights"] = word
-    return chosen
+    return {"strategy.precision": "bf16"} if alone else {}
 
 
 TARGET = Target(

@@ -252,6 +252,16 @@ def arguments(plan: Plan, kind: str, *, deepspeed_file: str = "deepspeed.json") 
     return rows
 
 
+def liger(plan: Plan) -> list[Setting]:
+    """Liger's fused linear cross-entropy, and none of its other kernels."""
+    kernels = {"fused_linear_cross_entropy": True, "cross_entropy": False, "rope": False, "rms_norm": False,
+               "swiglu": False}  # fmt: skip
+    return [
+        Setting("use_liger_kernel", True, f"of Liger only the loss: {plan.note('loss')}"),
+        Setting("liger_kernel_config", kernels),
+    ]
+
+
 def fsdp(plan: Plan) -> list[Setting]:
     """FSDP2 through TrainingArguments."""
     inner = [

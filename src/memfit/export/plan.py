@@ -11,7 +11,7 @@ from memfit.export.levers import LEVERS, effective, faults
 from memfit.export.target import Target
 from memfit.formula.estimate import Estimate, estimate
 from memfit.formula.resolve import defaults_of
-from memfit.job import BY_NAME, BY_PATH, Completed, Job, complete
+from memfit.job import BY_NAME, BY_PATH, Completed, Job, Strategy, complete
 from memfit.models import Architecture
 from memfit.units import GIB
 
@@ -192,7 +192,7 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
     stated = job
     if job.strategy.framework is None:
         stated = replace(job, strategy=replace(job.strategy, framework=framework, framework_version=version))
-    own = target.defaults(job)
+    own = {**_storage(*target.framework), **target.defaults(job)}
     defaults = {**defaults_of(stated.strategy), **own}
     completed = complete(stated, defaults)
     values = _values(completed)
@@ -217,7 +217,7 @@ def make_plan(job: Job, target: Target, others: Mapping[str, Mapping[str, Any]])
         estimate=answer,
         model=_model(job, answer),
         warnings=(*_warnings(stated, completed, target), *_given_up(foreign, completed, target), *_card(answer)),
-        own=frozenset(own),
+        own=frozenset(path if path in BY_PATH else path.rpartition(".")[0] for path in own),
     )
     if answer.resolved.arch.kind not in target.kinds and not target.launcher:
         raise JobErrors([_other_kind(plan), *found])
@@ -239,6 +239,12 @@ def _given_up(foreign: Mapping[str, Any], completed: Completed, target: Target) 
     for path, value in foreign.items():
         now = f"`{path}` = {_word(completed.values[BY_PATH[path].name])}"
         yield f"{now}: {_word(value)}, usual with {framework}, was not stated and {target.title} has no words for it"
+
+
+def _storage(framework: str, version: str | None) -> dict[str, Any]:
+    """The dtypes that a tool itself loads weights in: they are its own whatever the job's framework is."""
+    ours = defaults_of(Strategy(framework=framework, framework_version=version))
+    return {path: ours[path] for path in ours if path.startswith("strategy.weights.") or path.endswith(".alone")}
 
 
 _KINDS = {"decoder": "a decoder", "encoder": "an encoder", "seq2seq": "an encoder-decoder", "vision": "multimodal"}

@@ -13,7 +13,6 @@ from memfit.export.target import File, Target
 from memfit.export.text import commented, header, python
 from memfit.export.torchtitan_reading import ENDS, FLAVORS, read
 from memfit.formula.schedule import in_order, split_layers, split_ranks
-from memfit.job import Job
 
 SCHEDULES: Mapping[str, str] = {
     "gpipe": "GPipe",
@@ -51,8 +50,6 @@ def _check(plan: Plan) -> Iterator[JobError]:
     if moved and moved != {"parameters", "gradients", "optimizer"}:
         why = "FSDP2 offloads parameters, gradients and optimizer states together, or none"
         yield cannot("strategy.offload", plan.offload, tool, why=why, hint="state all three")
-    if moved and plan.zero < 3:
-        yield cannot("strategy.offload", plan.offload, tool, why="only sharded states are offloaded", hint="zero = 3")
     if plan.pp > 1:
         yield from _pipeline_faults(plan)
     if plan.adapters:
@@ -61,8 +58,6 @@ def _check(plan: Plan) -> Iterator[JobError]:
         yield cannot("strategy.compile", False, tool, why=f"{plan.precision} products need the compiled model")
     if plan.seq_len % 8 and plan.loss == "chunked":
         yield cannot("strategy.loss", "chunked", tool, why=f"seq_len {plan.seq_len} is not a multiple of its 8 chunks")
-    if plan.tp > 1 and plan.dp > 1 and plan.zero == 0:
-        yield cannot("strategy.zero", 0, tool, why="tensor parallelism goes with FSDP, not with plain data parallelism")
 
 
 def _pipeline_faults(plan: Plan) -> Iterator[JobError]:
@@ -116,10 +111,9 @@ def _training(plan: Plan) -> list[tuple[str, Any, str]]:
 
 
 def _parallelism(plan: Plan) -> list[tuple[str, Any, str]]:
-    shard = plan.dp_shard if plan.zero == 3 else 1
     rows: list[tuple[str, Any, str]] = [
-        ("data_parallel_replicate_degree", plan.dp // shard, ""),
-        ("data_parallel_shard_degree", shard, f"zero {plan.zero}: {plan.note('zero')}"),
+        ("data_parallel_replicate_degree", plan.dp // plan.dp_shard, ""),
+        ("data_parallel_shard_degree", plan.dp_shard, f"zero {plan.zero}: {plan.note('zero')}"),
         ("fsdp_reshard_after_forward", python("always" if plan.reshard else "never"), plan.note("reshard")),
         ("tensor_parallel_degree", plan.tp, plan.origin("tp")),
         ("enable_sequence_parallel", plan.sequence_parallel, plan.note("sequence_parallel")),
@@ -260,12 +254,6 @@ def write(plan: Plan) -> list[File]:
     return [File(name="memfit_torchtitan.py", text=module(plan)), File(name="run.sh", text=run, executable=True)]
 
 
-def _defaults(job: Job) -> Mapping[str, Any]:
-    if job.task.lora is None and job.task.method != "lora":
-        return {}
-    return {"strategy.weights": "bf16" if job.strategy.precision == "bf16" else "fp32"}
-
-
 TARGET = Target(
     name="torchtitan",
     title="torchtitan",
@@ -273,7 +261,6 @@ TARGET = Target(
     about="Python module with a function that returns `Trainer.Config`",
     checked="`torchtitan.config.manager`, its own config manager, and its arithmetic of meshes",
     framework=("torchtitan", None),
-    defaults=_defaults,
     levers=rules(
         name=written(),
         method=written("full", "lora"),
@@ -288,7 +275,7 @@ TARGET = Target(
         micro_batch=written(),
         grad_accum=written(),
         dp=written(),
-        zero=written(0, 3, why="it shards by FSDP2, which is ZeRO-3"),
+        zero=written(3, why="it always runs FSDP2, which is ZeRO-3; dp_shard = 1 shards nothing"),
         dp_shard=written(),
         reshard=written(),
         tp=written(),

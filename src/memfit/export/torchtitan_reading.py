@@ -86,7 +86,7 @@ def _module(tree: Module, found: Found) -> None:
     converted = [item for item in spec.get("converters") or [] if isinstance(item, Mapping)]
     _converters(converted, found, pure)
     parallelism = keys.table("parallelism")
-    _parallelism(parallelism, found, stated=True)
+    _parallelism(parallelism, found, always=True)
     policy = keys.take("activation_checkpoint")
     words = {"SelectiveAC.Config": "selective", "FullAC.Config": "full"}
     kind = policy.get(CALL) if isinstance(policy, Mapping) else None
@@ -146,7 +146,13 @@ def _converters(converted: list[Any], found: Found, pure: bool) -> None:
             found.warn(f"`converters`: {kind} was not understood")
 
 
-def _parallelism(keys: Keys, found: Found, *, stated: bool) -> None:
+def _parallelism(keys: Keys, found: Found, *, always: bool) -> None:
+    """Degrees and the pipeline.
+
+    Args:
+        keys, found: the table, and what is known.
+        always: FSDP2 also runs where nothing is sharded, to cast (from 0.3 on, the versions that read no TOML).
+    """
     keys.take(CALL)
     replicate = keys.whole("data_parallel_replicate_degree") or 1
     shard = keys.number("data_parallel_shard_degree")
@@ -165,8 +171,8 @@ def _parallelism(keys: Keys, found: Found, *, stated: bool) -> None:
     reshard = keys.take("fsdp_reshard_after_forward")
     if shard is not None and shard >= 1:
         found.set("dp", int(shard) * replicate)
-    found.set("zero", 0 if shard == 1 else 3)
-    if shard is not None and shard > 1 and replicate > 1:
+    found.set("zero", 0 if shard == 1 and not always else 3)
+    if shard is not None and replicate > 1 and (shard > 1 or always):
         found.set("dp_shard", int(shard))
     found.set("reshard", False if reshard == "never" and shard != 1 else None)
     found.set("tp", tp)
@@ -256,7 +262,7 @@ def _toml(tree: Mapping[str, Any], found: Found) -> None:
     converters = model.take("converters") or []
     model.rest(also=("hf_assets_path", "tokenizer_path", "norm_type", "print_after_conversion"))
     _training(keys.table("training"), found)
-    _parallelism(keys.table("parallelism", "experimental"), found, stated=False)
+    _parallelism(keys.table("parallelism", "experimental"), found, always=False)
     checkpointing = keys.table("activation_checkpoint")
     mode, option = checkpointing.take("mode") or "selective", checkpointing.take("selective_ac_option")
     every = int(option) if str(option).isdigit() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from memfit.errors import JobError
 from memfit.export import hf, launch
@@ -213,12 +213,6 @@ def write(plan: Plan) -> list[File]:
     return [*files, File(name="run.sh", text=run, executable=True)]
 
 
-def _defaults(job: Any) -> Mapping[str, Any]:
-    if (job.task.lora is not None and job.task.method != "qlora") or job.task.method in ("lora", "dora"):
-        return {"strategy.weights": "fp32" if job.strategy.precision == "fp32" else "bf16"}
-    return {"strategy.weights": "nf4-dq"} if job.task.method == "qlora" else {}
-
-
 TARGET = Target(
     name="torchtune",
     title="torchtune",
@@ -226,7 +220,6 @@ TARGET = Target(
     about="YAML of its full and LoRA fine-tuning recipes",
     checked="read back as YAML only: the tool itself no longer imports beside current torchao",
     framework=("torchtune", None),
-    defaults=_defaults,
     note="torchtune was wound down by its makers in 2025: this is for installations that still run it",
     levers=rules(
         name=written(),

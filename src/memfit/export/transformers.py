@@ -32,10 +32,7 @@ def settings(plan: Plan) -> list[Setting]:
         *hf.arguments(plan, hf.engine(plan)),
     ]
     if plan.loss == "fused":
-        kernels = {"fused_linear_cross_entropy": True, "cross_entropy": False, "rope": False, "rms_norm": False,
-                   "swiglu": False}  # fmt: skip
-        rows.append(Setting("use_liger_kernel", True, f"of Liger only the loss: {plan.note('loss')}"))
-        rows.append(Setting("liger_kernel_config", kernels))
+        rows += hf.liger(plan)
     return [
         *rows,
         Setting(*title, "yours to choose"),

@@ -13,8 +13,13 @@ from memfit.export.reading import Found, Keys, Source
 from memfit.export.script import LEARNING_RATE
 from memfit.export.target import File, Target
 from memfit.export.text import Setting, commented, header, json_text, yaml
-from memfit.job import Job
+from memfit.formula.able import variant
+from memfit.job import Job, Strategy
 
+_LOSSES = {"eager": "nll", "chunked": "chunked_nll"}
+"""Job loss -> ``loss_type`` of SFTConfig, where releases leave a choice."""
+_LAST_CHOICE = "1.14"
+"""The last release that leaves one; Liger's kernels compute the loss in it."""
 _DATA = {"dpo": "trl-lib/ultrafeedback_binarized"}
 
 
@@ -24,9 +29,23 @@ def _kind(plan: Plan) -> str:
 
 def _check(plan: Plan) -> Iterator[JobError]:
     yield from hf.checks(plan, hf.engine(plan))
+    can = _losses(plan.job.strategy)
+    if plan.loss not in can:
+        version = _version(plan.job.strategy) or plan.target.version
+        yield cannot("strategy.loss", plan.loss, f"TRL {version}", why=f"it has {', '.join(can)}")
     if plan.checkpointing == "none" and "activations" in plan.offload and hf.engine(plan) == "fsdp":
         why = "activation offloading of TRL does not know FSDP2's units"
         yield cannot("strategy.offload", plan.offload, plan.target.tool, why=why)
+
+
+def _version(strategy: Strategy) -> str | None:
+    """The release that is asked for."""
+    return strategy.framework_version if strategy.framework == "trl" else None
+
+
+def _losses(strategy: Strategy) -> tuple[str, ...]:
+    """What that release computes the loss with."""
+    return variant("trl", _version(strategy)).loss
 
 
 def settings(plan: Plan) -> list[Setting]:
@@ -43,7 +62,7 @@ def settings(plan: Plan) -> list[Setting]:
         rows.append(Setting("packing", True, "every sequence is full: what the estimate takes for granted"))
     else:
         rows.append(Setting("beta", 0.1, "yours to choose"))
-    rows += [Setting(*title, "memory and speed"), *hf.arguments(plan, hf.engine(plan))]
+    rows += [Setting(*title, "memory and speed"), *hf.arguments(plan, hf.engine(plan)), *_loss(plan)]
     if "activations" in plan.offload:
         rows.append(Setting("activation_offloading", True, plan.note("offload")))
     rows += [
@@ -54,6 +73,15 @@ def settings(plan: Plan) -> list[Setting]:
         Setting("output_dir", "output"),
     ]
     return rows
+
+
+def _loss(plan: Plan) -> list[Setting]:
+    """What decides the loss where the release leaves a choice; 1.15 and later have one."""
+    if len(_losses(plan.job.strategy)) == 1:
+        return []
+    if plan.loss == "fused":
+        return hf.liger(plan)
+    return [Setting("loss_type", _LOSSES[plan.loss], plan.note("loss"))] if _kind(plan) == "sft" else []
 
 
 def command(plan: Plan) -> str:
@@ -95,17 +123,19 @@ def read(source: Source) -> Found:
     hf.settle_precision(found, loaded or "fp32", bf16=fp16 is not True if bf16 is None else bf16, fp16=fp16)
     if found.get("method") == "dpo" and found.get("lora_rank") is None:
         found.set("weights", loaded or "fp32")
-    found.set("loss", found.get("loss") or "chunked")
     found.set("framework", "trl")
+    if found.get("loss") is None:
+        found.set("loss", "chunked")
+    else:
+        found.set("framework_version", _LAST_CHOICE)
+    if found.get("zero") == 3 and "deepspeed" not in source.tree:
+        found.set("framework_version", "fsdp")
     keys.rest()
     return found
 
 
 def _defaults(job: Job) -> Mapping[str, Any]:
-    chosen: dict[str, Any] = {"strategy.loss": "chunked"}
-    if job.task.method in ("dpo", "grpo") and job.task.lora is None:
-        chosen["strategy.weights"] = "bf16" if job.strategy.precision == "bf16" else "fp32"
-    return chosen
+    return {"strategy.loss": "chunked"} if job.strategy.framework != "trl" else {}
 
 
 TARGET = Target(
@@ -115,7 +145,7 @@ TARGET = Target(
     about="YAML of `trl sft` or `trl dpo`, with DeepSpeed JSON for ZeRO or FSDP2 inside",
     checked="TrlParser with SFTConfig, DPOConfig and ModelConfig; a short `trl sft` run on two CPU processes",
     framework=("trl", None),
-    variant=lambda job: ("transformers", "fsdp") if hf.engine_of(job) == "fsdp" else ("trl", None),
+    variant=lambda job: ("trl", "fsdp" if hf.engine_of(job) == "fsdp" else _version(job)),
     defaults=_defaults,
     levers=rules(
         name=written(),
@@ -137,7 +167,7 @@ TARGET = Target(
         checkpointing=written("none", "full"),
         compile=written(),
         attention=written("flash", "sdpa", "eager"),
-        loss=written("chunked", why="since 1.7 TRL computes the loss in chunks, always"),
+        loss=written("eager", "chunked", "fused"),
         offload=written("optimizer", "parameters", "gradients", "activations"),
         weights=written(*hf.WEIGHTS),
         gpus=written(),

@@ -12,7 +12,10 @@ from memfit.formula import profile as profiles
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Capability:
-    """What one framework can do; see the data file for each field."""
+    """What one framework can do; see the data file for each field.
+
+    ``name`` is the framework's, also of a variant.
+    """
 
     name: str
     source: str
@@ -39,6 +42,7 @@ class Capability:
     optimizers: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
 
 
@@ -67,11 +71,11 @@ def names() -> tuple[str, ...]:
 
 
 @cache
-def _of(name: str) -> Capability:
+def _of(name: str, framework: str) -> Capability:
     known = {f.name for f in fields(Capability)}
     row = {k: frozen(v) for k, v in _row(name).items()}
     assert set(row) < known, sorted(set(row) - known)
-    return Capability(name=name, **row)
+    return Capability(name=framework, **row)
 
 
 def capability(framework: str) -> Capability:
@@ -82,7 +86,7 @@ def capability(framework: str) -> Capability:
     """
     if framework not in names():
         raise UnknownNameError("training framework to plan for", framework, names())
-    return _of(framework)
+    return _of(framework, framework)
 
 
 def variant(framework: str, version: str | None) -> Capability:
@@ -93,4 +97,4 @@ def variant(framework: str, version: str | None) -> Capability:
         version: what the job says of its version.
     """
     name = profiles.select(framework, version)
-    return _of(name if name in rows()["framework"] else framework)
+    return _of(name if name in rows()["framework"] else framework, framework)

@@ -36,6 +36,10 @@ _FLAT_NAME = {spec.path: name for name, spec in BY_NAME.items()}
 _ALL_DEFAULT = {spec.path: "default" for spec in FIELDS}
 _DEFAULTS = {kind: {f.name: default_of(f, kind) for f in FIELDS if f.name in _FLAT} for kind in ("train", "serve")}
 _LORA_DEFAULTS = {leaf: spec.default for leaf, spec in BY_SECTION["task.lora"].items()}
+_PLAIN = frozenset({"fp32", "bf16", "fp16"})
+"""Precisions in which weights are held as products are run."""
+_WIDE = {"trained": "fp32", "computed": "bf16"}
+"""How frozen weights follow the precision -> their dtype with a precision that is none of those."""
 _NODE = 8  # GPUs of the usual server (HGX and DGX boards carry 8)
 # Layers that the method "freeze" trains when it says nothing: LLaMA-Factory's freeze_trainable_layers default (2025).
 _FREEZE_LAYERS = 2
@@ -92,6 +96,7 @@ def complete(job: Job, defaults: Mapping[str, Any] | None = None) -> Completed:
     errors: list[JobError] = []
     if kind == "train":
         _train_degrees(v, given, origins)
+        _dtypes(v, given, origins, defaults or {})
         _batches(v, given, origins, errors)
         v["context"], v["prompt"], v["output"] = v["context"] or v["seq_len"], v["prompt"] or 0, v["output"] or 0
     else:
@@ -152,6 +157,24 @@ def _method(v: dict[str, Any], given: Mapping[str, Any], origins: dict[str, str]
         origins["strategy.weights"] = "derived"
     if v["method"] == "freeze" and v["trainable"] is None:
         v["trainable"] = _FREEZE_LAYERS
+
+
+def _dtypes(v: dict[str, Any], given: Mapping[str, Any], origins: dict[str, str], defaults: Mapping[str, Any]) -> None:
+    """Precision and storage of frozen weights where the framework's own depend on what else the job does."""
+    adapters = v["lora"] is not None
+    alone = v["zero"] == 0 and not adapters and ("zero" in given or v["dp"] == 1)
+    if alone and origins["strategy.precision"] != "stated" and "strategy.precision.alone" in defaults:
+        v["precision"] = defaults["strategy.precision.alone"]
+        origins["strategy.precision"] = "profile"
+    kind = v["method"] if v["method"] in (*ADAPTER_METHODS, "freeze") else "lora" if adapters else "reference"
+    own = defaults.get(f"strategy.weights.{kind}")
+    if v["method"] == "full" or own is None or "weights" in given:
+        return
+    if own in _WIDE:
+        precision = v["precision"].removesuffix("-mixed") if own == "computed" else v["precision"]
+        own = precision if precision in _PLAIN else _WIDE[own]
+    v["weights"] = own
+    origins["strategy.weights"] = "profile"
 
 
 def _lora(stated: Lora | None, defaults: Mapping[str, Any] | None, origins: dict[str, str]) -> Lora:

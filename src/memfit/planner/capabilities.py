@@ -9,10 +9,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from memfit.errors import MemfitError, UnknownNameError
-from memfit.formula.able import Capability, capability, frozen, names, rows
+from memfit.errors import JobError, MemfitError, UnknownNameError
+from memfit.formula.able import Capability, capability, frozen, names, rows, variant
 
-__all__ = ["Capability", "capability", "names"]
+__all__ = ["Capability", "capability", "names", "variant"]
 
 ADAPTERS = frozenset({"lora", "qlora", "dora"})
 
@@ -166,6 +166,25 @@ def check_framework(framework: str) -> None:
     """
     if framework not in names():
         raise MemfitError(f"`{framework}` cannot be planned for", hint=f"one of {', '.join(names())}")
+
+
+def methods_of(framework: str) -> tuple[str, ...]:
+    """The methods that a framework trains with."""
+    cap = capability(framework)
+    return ("full", *cap.adapters, *cap.methods)
+
+
+def check_method(framework: str, method: str) -> None:
+    """Refuse a method that the framework does not have.
+
+    Raises:
+        JobError: it has others.
+    """
+    if method in methods_of(framework):
+        return
+    able = [name for name in names() if method in methods_of(name)]
+    hint = f"it has {', '.join(methods_of(framework))}; {method} is in {', '.join(able)}"
+    raise JobError("task.method", f"{framework} does not train with {method}", value=method, hint=hint)
 
 
 def assumed_host_bytes(kind: str) -> int:

@@ -11,7 +11,7 @@ from memfit.errors import JobError, MemfitError, UnknownNameError
 from memfit.hardware import OLD_MONTHS, Gpu, Price, cheapest, gpus, lookup_gpu, nodes, prices
 from memfit.hardware import price as price_of
 from memfit.job import Job
-from memfit.planner.capabilities import check_allowed
+from memfit.planner.capabilities import check_allowed, check_method, names
 
 Objective = Literal["time", "throughput", "cost", "gpus", "seq", "batch", "changes"]
 
@@ -90,6 +90,9 @@ class Request:
         if self.objective == "changes" and self.today is None:
             raise MemfitError("fewest changes from what? today's job is not given", hint="--from job.toml")
         check_allowed(self.allow)
+        framework, task = self.job.strategy.framework, self.job.task
+        if framework in names() and task.kind != "serve":
+            check_method(str(framework), task.method or ("lora" if task.lora is not None else "full"))
         known = sorted({*self.priced_providers, *_PROVIDERS})
         for word in self.within:
             if word not in known:
