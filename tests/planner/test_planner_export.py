@@ -38,12 +38,13 @@ CASES = [
     ("megatron", {"model": "qwen2.5-7b", "gpu": "8xa10g"}),
 ]
 MATRIX = [
-    (framework, method, gpus)
+    (framework, None, method, gpus)
     for framework in OWN
     for method in methods_of(framework)
     for gpus in (1, 8)
     if method != ROLLOUTS
 ]
+MATRIX += [("transformers", "llama-factory", method, gpus) for method in methods_of("transformers") for gpus in (1, 8)]
 WHOLE = frozenset(READABLE) - {"deepspeed", "accelerate"}
 """Tools whose files hold all that a job says, and are read."""
 
@@ -80,13 +81,13 @@ def test_the_best_plans_are_written(framework, job):
         assert export(plan.job, target_of(framework)).files
 
 
-@pytest.mark.parametrize(("framework", "method", "gpus"), MATRIX)
-def test_a_plan_its_export_and_what_is_read_back_need_the_same_bytes(framework, method, gpus, tmp_path):
-    fields = {"trainable": NAMED[framework]} if method == "freeze" and framework in NAMED else {}
-    name = target_of(framework, method)
-    for at, plan in enumerate(
-        planned(model="llama-3.2-1b", gpu=f"{gpus}xh100", framework=framework, method=method, **fields)
-    ):
+@pytest.mark.parametrize(("framework", "version", "method", "gpus"), MATRIX)
+def test_a_plan_its_export_and_what_is_read_back_need_the_same_bytes(framework, version, method, gpus, tmp_path):
+    fields = {"framework": framework, "framework_version": version, "method": method}
+    if method == "freeze" and framework in NAMED:
+        fields["trainable"] = NAMED[framework]
+    name = version or target_of(framework, method)
+    for at, plan in enumerate(planned(model="llama-3.2-1b", gpu=f"{gpus}xh100", **fields)):
         written = export(plan.job, name)
         assert written.plan.estimate.reserved_bytes == plan.estimate.reserved_bytes
         if name not in WHOLE:

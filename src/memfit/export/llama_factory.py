@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from memfit.errors import JobError
 from memfit.export import hf, launch
@@ -13,7 +12,6 @@ from memfit.export.reading import Found, Keys, Source
 from memfit.export.script import LEARNING_RATE
 from memfit.export.target import File, Target
 from memfit.export.text import Setting, commented, header, json_text, yaml
-from memfit.job import Job
 
 _ATTENTION: Mapping[str, str] = {"flash": "fa2", "sdpa": "sdpa", "eager": "disabled"}
 _ATTENTION_READ: Mapping[str, str] = {"fa2": "flash", "fa3": "flash", "sdpa": "sdpa", "disabled": "eager"}
@@ -180,6 +178,7 @@ def read(source: Source) -> Found:
         found.set("weights", word.removesuffix("-mixed"))
     found.set("loss", "fused" if liger else None)
     found.set("framework", "transformers")
+    found.set("framework_version", "llama-factory")
     keys.rest(also=("pref_beta", "pref_loss", "pref_ftx", "image_max_pixels", "video_max_pixels"))
     return found
 
@@ -219,20 +218,13 @@ def _names(value: tuple[str, ...] | None, everything: str) -> str | tuple[str, .
     return "all-linear" if everything and names == (everything,) else names or None
 
 
-def _defaults(job: Job) -> Mapping[str, Any]:
-    stated = job.strategy.precision or "bf16-mixed"
-    word = stated.removesuffix("-mixed")
-    return {"strategy.weights": word if word in hf.DTYPES else "bf16"} if job.task.method != "qlora" else {}
-
-
 TARGET = Target(
     name="llama-factory",
     title="LLaMA-Factory",
     version="0.9.5",
     about="YAML of `llamafactory-cli train`, with DeepSpeed JSON for ZeRO",
     checked="`llamafactory.hparams.get_train_args`, its own parser and cross checks",
-    framework=("transformers", None),
-    defaults=_defaults,
+    framework=("transformers", "llama-factory"),
     levers=rules(
         name=written(),
         config=written(),
