@@ -6,6 +6,9 @@ kernels of the newer one are Triton's, which allocate nothing: they are left out
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,12 +29,32 @@ SETTINGS: dict[str, Setting] = {
     "full, small vocabulary": Setting(batch=4, vocab=32000, strategy=PURE),
     "full, tied": Setting(model="llama-3.2-1b", batch=8, strategy=MIXED),
     "full, no checkpointing": Setting(batch=2, strategy={**PURE, **NONE}),
+    "loss": Setting(layers=1, batch=2, strategy={**MIXED, **NONE}),
+    "loss, long": Setting(layers=1, seq=16384, strategy=MIXED),
+    "loss, 16 bit": Setting(layers=1, batch=2, strategy={**PURE, **NONE}),
+    "loss, 16 bit, batch 8": Setting(layers=1, batch=8, strategy=PURE),
+    "loss, 16 bit, small vocabulary": Setting(layers=1, batch=4, vocab=32000, strategy=PURE),
+    "loss, tied": Setting(model="llama-3.2-1b", layers=1, batch=8, strategy=MIXED),
+    "loss, lora": Setting(
+        model="llama-3.2-1b",
+        layers=1,
+        batch=8,
+        method="lora",
+        lora={"rank": 8, "targets": ["q_proj"]},
+        strategy={**MIXED, "weights": "bf16"},
+    ),
     "full, blocks": Setting(vocab=SMALL, strategy=MIXED),
     "lora": Setting(batch=8, method="lora", lora=LORA, strategy={**MIXED, "weights": "bf16"}),
     "lora, long": Setting(seq=32768, method="lora", lora=LORA, strategy={**MIXED, "weights": "bf16"}),
     "lora, few layers": Setting(batch=1, layers=1, method="lora", lora=LORA, strategy={**MIXED, "weights": "bf16"}),
 }
 
+
+with suppress(metadata.PackageNotFoundError):  # the profile is that of the release that is traced
+    SETTINGS = {
+        name: replace(one, strategy={**one.strategy, "framework_version": metadata.version("trl")})
+        for name, one in SETTINGS.items()
+    }
 
 _DONE: set[str] = set()
 

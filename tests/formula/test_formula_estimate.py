@@ -15,8 +15,12 @@ from memfit import MemfitError, estimate
 from memfit.formula import profile as profiles
 from memfit.formula.able import names, variant
 from memfit.formula.estimate import TIGHT, verdict_of
+from memfit.formula.resolve import resolve
 from memfit.formula.slack import bands, fragments
+from memfit.formula.stage import StageModel
+from memfit.formula.training import dims_of, peaks, setup_of
 from memfit.job import from_kwargs, to_dict
+from memfit.models import catalog
 from strategies import jobs
 
 BASE = {"model": "llama-3.2-1b", "framework": "torch", "gpu": "h100"}
@@ -217,8 +221,44 @@ def test_the_loss_of_trl_is_that_of_its_version(version, loss, others):
     assert found.job.strategy.loss == loss
     assert found.resolved.completed.origins["strategy.loss"] == "profile"
     suggested = {c.fields["loss"] for c in found.changes if "loss" in c.fields}
-    assert suggested == ({"fused"} if loss == "eager" else set())
+    assert suggested == ({"fused"} if others else set())
     assert bool([a for a in found.assumptions if a.field == "strategy.loss"]) == others
+
+
+def model_of(**fields):
+    resolved = resolve(from_kwargs(**fields))
+    made, d = setup_of(resolved), dims_of(resolved)
+    return StageModel(made, d, peaks(made, d, every=True)[0].stage)
+
+
+@pytest.mark.parametrize(
+    ("version", "tokens", "columns"), [(None, 4096, 32768), ("1.15", 4096, 32768), ("1.14", 256, 128256)]
+)
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_trl_makes_a_bounded_part_of_the_logits(version, tokens, columns, micro_batch):
+    job = {"framework": "trl", "framework_version": version, "micro_batch": micro_batch, "seq_len": 2048}
+    part = model_of(**job, model="llama-3.1-8b").tail_atoms()["Vs"]
+    assert part == min(tokens, 2048 * micro_batch) * columns
+    small = model_of(**job, config=catalog.lookup("llama-3.1-8b").config | {"vocab_size": 1000}).tail_atoms()["Vs"]
+    assert small == min(tokens, 2048 * micro_batch) * 1000
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "head"),
+    [
+        (None, "bf16-mixed", 0),  # the gradient of an fp32 head is summed in itself
+        (None, "bf16", 4),  # that of a 16-bit head in fp32, then cast
+        ("1.14", "bf16-mixed", 8),  # the old sum and a part's gradient, beside the new sum
+        ("1.14", "bf16", 8),  # the sum, the raised weight and its gradient
+    ],
+)
+def test_trl_sums_the_gradient_of_the_head_as_its_version_does(version, precision, head):
+    job = {"framework": "trl", "framework_version": version, "precision": precision, "loss": "chunked"}
+    op = next(o for o in model_of(**job, model="llama-3.1-8b").s.tail.ops if o.name == "sliced_loss")
+    assert op.backward_temp.get("w.head.max", 0) == head
+    assert op.weight_grad == {"w.head": 2 if precision == "bf16" else 4}
+    frozen = model_of(**job, model="llama-3.1-8b", method="lora").s.tail
+    assert not next(o for o in frozen.ops if o.name == "sliced_loss").weight_grad
 
 
 @pytest.mark.parametrize(

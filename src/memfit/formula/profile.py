@@ -55,8 +55,10 @@ class Sharding:
 class Loss:
     """Copies of the logits that a loss makes: (their dtype, fp32) at its forward, kept, and at its backward.
 
-    ``slice`` parts of the tokens or ``chunk`` tokens are worked on at a time; ``part_*`` is what one part makes
-    besides; ``list``: the head makes them one by one; ``swap``: what is kept turns into the gradient.
+    ``slice`` parts of the tokens or ``chunk`` tokens of each sequence (``across``: of all) are worked on at a time, by
+    ``columns`` of the vocabulary; ``part_*`` is what one part makes besides; ``list``: the head makes them one by one;
+    ``swap``: what is kept turns into the gradient; ``packed``: the hidden states with a label are copied out and kept;
+    ``head_parts``: each part has a gradient of the whole head; ``float_grads``: gradients are summed up in fp32.
     """
 
     source: str
@@ -67,6 +69,11 @@ class Loss:
     chunk: int = 0
     part_forward: tuple[int, int] = (0, 0)
     part_backward: tuple[int, int] = (0, 0)
+    columns: int = 0
+    across: bool = False
+    packed: bool = False
+    head_parts: bool = False
+    float_grads: bool = False
     list: bool = False
     swap: bool = False
     recompute: bool = False

@@ -291,10 +291,13 @@ class StageModel:
             "w.head": head,
             "c.head": head,
             "w.head.max": head,
+            "Ws": minimum(vocab, self.s.loss.columns or vocab) * arch.hidden_size,
         }
 
     def _part_of_logits(self, logits: Int, vocab: Int) -> Int:
         loss = self.s.loss
+        if loss.across:
+            return minimum(self.d.tokens, loss.chunk) * minimum(vocab, loss.columns or vocab)
         if loss.chunk:
             return self.d.micro_batch * minimum(self.d.seq_len, loss.chunk) * vocab
         return cdiv(logits, max(loss.slice, 1))

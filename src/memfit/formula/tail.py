@@ -1,7 +1,7 @@
 """The two ends of a stack as layer programs: norm and dropout of the embedding; final norm, output head and loss.
 
 Atoms: x, X, t, T as in ``blocks.py``; V logits on the rank (T * vocabulary, divided by tp when the head is split);
-Vs one slice or chunk of them; w.head and w.head.max elements of the head's weight.
+Vs one slice, chunk or tile of them; Ws the head's weight for a tile; w.head and w.head.max elements of the weight.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import lru_cache
 from memfit.formula.blocks import PLAIN, Recorder
 from memfit.formula.profile import Loss
 from memfit.formula.style import Style
-from memfit.formula.tape import Form, Program
+from memfit.formula.tape import Form, Program, Tape, Value
 from memfit.models.architecture import Code
 
 
@@ -53,7 +53,9 @@ def tail(
     if transform:
         h = rec.activation(rec.linear(h, "x", "transform", "head", bias=True), "gelu")
     h = rec.dropout(rec.norm(h, norm, "t", code, weight=weight), float(dropout))
-    h = rec.cast(rec.gather(h))
+    h = rec.gather(h)
+    if not (loss and loss.packed):
+        h = rec.cast(h)
     fresh = {"w.head": max(style.weight_grads, w)} if head_trained else {}
     saved = [h] if head_trained or (quantised and style.kbit_inputs) else []
     unpacked: Form = {"w.head.max": style.kbit_bytes or w} if quantised and not head_trained else {}
@@ -62,6 +64,8 @@ def tail(
         made = {atom: w, **fresh}
         out = tape.op("fused_loss", [h], "T", 4, extra_saved=made, forward_temp={atom: 2 * w})
         return tape.compile(out)
+    if loss and loss.packed:
+        return tape.compile(_packed(tape, h, loss, style, fresh.get("w.head", 0)))
     if loss and loss.recompute:
         temp: Form = {"Vs": w + 8}
         out = tape.op(
@@ -118,6 +122,36 @@ def tail(
         swap=loss.swap,
     )
     return tape.compile(out)
+
+
+def _packed(tape: Tape, h: Value, loss: Loss, style: Style, grad: int) -> Value:
+    """A loss over copied hidden states, a part of the logits at a time, each made again in the backward pass.
+
+    Args:
+        tape: what is recorded.
+        h: the hidden states, in the dtype of the residual stream.
+        loss: which copies a part makes.
+        style: dtypes.
+        grad: bytes of an element of the gradient of the head's weight; 0 for a frozen head.
+    """
+    w, low = style.width, style.width < 4
+    forward, backward = (pair[0] * w + pair[1] * 4 for pair in (loss.part_forward, loss.part_backward))
+    first: dict[str, int] = {"Vs": forward}
+    again: dict[str, int] = {"Vs": backward}
+    if low and grad == 4:  # an fp32 weight is cast for each part
+        first["Ws"] = again["Ws"] = w
+    elif low and loss.head_parts:  # a 16-bit weight is raised, and cast back by autocast
+        first["Ws"] = again["Ws"] = 4 + (w if style.autocast or style.lora else 0)
+    if loss.float_grads:  # sums in fp32, then their casts
+        again |= {atom: 4 for atom, width in ((h.atom, h.width), ("w.head.max", grad)) if width == 2}
+    if loss.head_parts and grad:
+        # The sum so far, a part's gradient and the new sum; or the sum, the raised weight and its gradient. Either is
+        # more than the logits of the part.
+        again = {"w.head.max": 8} | ({"Vs": 4} if grad == 2 else {})
+    return tape.op(
+        "sliced_loss", [h], "T", 4, extra_saved={h.atom: h.width}, forward_temp=first, backward_temp=again,
+        weight_grad={"w.head": grad} if grad else {},
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
