@@ -34,7 +34,7 @@ def warned(**job):
         ({"model": "gpt2", "kind": "serve", "context": 2048}, "context 2048 is more than the 1024 positions"),
         ({"model": "opt-350m", "seq_len": 4096}, "seq_len 4096 is more than the 2048 positions"),
         ({**LLAMA, "gpu": "t4", "attention": "flash"}, "FlashAttention does not run on NVIDIA Tesla T4"),
-        ({**LLAMA, "gpu": "t4", "framework": "swift"}, "FlashAttention does not run on NVIDIA Tesla T4"),
+        ({**LLAMA, "gpu": "t4", "framework": "axolotl"}, "FlashAttention does not run on NVIDIA Tesla T4"),
         ({**LLAMA, "gpu": "m3-max-128gb", "attention": "flash"}, "FlashAttention does not run on"),
         ({**LLAMA, "gpu": "v100-32gb"}, "does not multiply in bf16: precision = fp16-mixed"),
         ({**LLAMA, "gpu": "t4", "precision": "bf16"}, "does not multiply in bf16: precision = fp16"),
