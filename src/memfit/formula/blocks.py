@@ -8,7 +8,7 @@ K key/value heads, N head dim, F feed-forward width, E experts, k experts per to
     q  T*H*N/t   k  T*K*N/t   v  T*K*Nv/t   o  T*H*Nv/t   qkv  q+k+v
     h  T*H/t     s  B*H*S*S/t scores        K  T*H*N/t keys repeated to all heads
     f  T*F/t     g  T*shared F/t            e  T*E        T*k: tk
-    p  routed tokens * D    r  routed tokens * expert F
+    p  routed tokens * D    r  routed tokens * expert F    pl, px, pg, ps, py, pk, es, ts: see ``dims.routed_atoms``
     m1..m6  sizes of latent attention       i, c, z, y...  sizes of recurrent mixers
     w.<part>.<slot>  weight elements on the rank (``roles.py``)   c.<part>.<slot>  autocast's copies of them
     Wi, Wo  weights of all experts on the rank          Ei, Eo  their inputs and outputs
@@ -364,7 +364,8 @@ class Recorder:
         bias = att.qkv_bias
         if att.fused_qkv and context is None:
             qkv = self.linear(h, "qkv", "qkv_proj", "attention", bias=bias)
-            q = tape.op("q", [qkv], "q", w, view=True)
+            copied = self.style.copy_q and att.num_heads != att.num_kv_heads
+            q = tape.op("q", [qkv], "q", w, view=not copied)
             k = tape.op("k", [qkv], "k", w, view=True)
             v = tape.op("v", [qkv], "v", w, view=True)
             if code.expand_kv and att.num_heads != att.num_kv_heads:
@@ -451,9 +452,21 @@ class Recorder:
         return self.linear(inner, "x", "down_proj", part, column=False, bias=mlp.bias)
 
     def glu(
-        self, h: Value, act: str, atom: str, part: str, *, fused: bool, bias: bool = False, clamped: bool = False
+        self,
+        h: Value,
+        act: str,
+        atom: str,
+        part: str,
+        *,
+        fused: bool,
+        bias: bool = False,
+        clamped: bool = False,
+        weights: Value | None = None,
     ) -> Value:
-        """act(gate) * up: two products, the gate's activation before the second one runs, or halves of one product."""
+        """act(gate) * up: two products, the gate's activation before the second one runs, or halves of one product.
+
+        ``weights``: one for each row, multiplied in the same kernel.
+        """
         w, op = self.style.width, self.tape.op
         if not fused:
             gate = self.linear(h, atom, "gate_proj", part, bias=bias)
@@ -465,12 +478,13 @@ class Recorder:
             gate, up = op("gate", [both], atom, w, view=True), op("up", [both], atom, w, view=True)
             active = gate if clamped or self.style.mlp == "fused" else self.activation(gate, act)
         more: Form = {atom: 4 * w} if clamped else {}
-        return op(
-            "glu", [active, up], atom, max(active.width, up.width), saved=[active, up], extra_saved=more, cheap=True
-        )
+        parts = [active, up, *([weights] if weights else [])]
+        return op("glu", parts, atom, max(active.width, up.width), saved=parts, extra_saved=more, cheap=True)
 
     def moe(self, h: Value, moe: Moe, code: Code = PLAIN) -> Value:
         """Router, dispatch, experts and combination."""
+        if self.style.experts != "local":
+            return self.sent_moe(h, moe, code)
         tape, w = self.tape, self.style.width
         h = self.gather(h)
         source = h
@@ -497,20 +511,61 @@ class Recorder:
         tape.hold(routed, out)
         if atom == "X":
             y = tape.op("reduce-scatter", [y], "x", e, cheap=True)
+        for other in self.beside_experts(h, moe):
+            y = self.residual(y, other)
+        return y
+
+    def sent_moe(self, h: Value, moe: Moe, code: Code) -> Value:
+        """A layer whose rows travel to the ranks of their experts and back (Megatron-Core's all-to-all dispatcher).
+
+        The router and the permutation work on the rank's own part of the sequence. The variables of the layer's forward
+        name the permuted rows, those that arrive and those that are sent home until it ends.
+        """
+        tape, op, w = self.tape, self.tape.op, self.style.width
+        inside = self.style.experts == "weighted"
+        beside = self.beside_experts(h, moe)
+        router = op("router", [h], "es", w, saved=[h] if self.style.trained else [], matmul=True)
+        # of the loss that balances the load: scores in fp32; which experts were chosen, twice
+        soft = op("router.softmax", [router], "ts", 4, saves_output=True, extra_saved={"es": 4 + 2, "ts": 8})
+        weights = op("topk", [soft], "ts", w)
+        order = op("order", [], "ts", 8, grad=False)
+        permuted = op("permute", [h, order], "pl", w, saved=[order], cheap=True)
+        arrived = op("all-to-all", [permuted], "px", w)
+        gathered = op("all-gather", [arrived], "pg", w)
+        routed = op("sort", [gathered], "p", w, cheap=True)
+        out = self.experts(routed, moe, code, weights if inside else None)
+        unsorted = op("unsort", [out], "p", w, cheap=True)
+        tape.hold(routed)
+        scattered = op("reduce-scatter", [unsorted], "ps", w)
+        back = op("all-to-all", [scattered], "py", w)
+        if not inside:  # a product with the weights in between; without a journey it is the unsorted rows that are kept
+            back = op(
+                "combine.scale", [back, weights], "pl", w, saved=[back, weights], extra_saved={"pk": w}, cheap=True
+            )
+        y = op("combine", [back, order], "x", w, saved=[order], cheap=True)
+        tape.hold(permuted, arrived, unsorted)
+        for other in beside:
+            y = self.residual(y, other)
+        return y
+
+    def beside_experts(self, h: Value, moe: Moe) -> list[Value]:
+        """What runs beside the routed experts: shared ones, a dense layer."""
+        out = []
+        w = self.style.width
         if moe.shared_intermediate:
             shared = self.mlp(h, Mlp(intermediate=moe.shared_intermediate, gated=moe.gated, act=moe.act), "g", "mlp")
             if moe.shared_gate:
                 gate = self.linear(h, "T", "shared_expert_gate", "router")
-                shared = tape.op(
+                shared = self.tape.op(
                     "shared_gate", [shared, gate], "x", w, saved=[shared], cheap=True, backward_temp={"x": w}
                 )
-            y = self.residual(y, shared)
+            out.append(shared)
         if moe.dense:
-            y = self.residual(y, self.mlp(h, moe.dense, "f", "mlp"))
-        return y
+            out.append(self.mlp(h, moe.dense, "f", "mlp"))
+        return out
 
-    def experts(self, routed: Value, moe: Moe, code: Code) -> Value:
-        """The experts' layers over the tokens sorted by expert.
+    def experts(self, routed: Value, moe: Moe, code: Code, weights: Value | None = None) -> Value:
+        """The experts' layers over the tokens sorted by expert; ``weights`` of the router multiply their activation.
 
         Atoms: Wi, Wo elements of all experts' input and output projections on the rank; Ei, Eo their ins and outs.
         """
@@ -521,9 +576,11 @@ class Recorder:
         if not folds:
             if moe.gated:
                 fused = self.style.mlp != "fused"
-                inner = self.glu(routed, moe.act, "r", part, fused=fused, clamped=code.clamped_glu)
+                inner = self.glu(routed, moe.act, "r", part, fused=fused, clamped=code.clamped_glu, weights=weights)
             else:
                 inner = self.activation(self.linear(routed, "r", "up_proj", part), moe.act)
+                if weights:
+                    inner = tape.op("weighted", [inner, weights], "r", inner.width, saved=[inner, weights], cheap=True)
             return self.linear(inner, "p", "down_proj", part, column=False)
         # adapters of stacked weights are added to a copy of them, which the products keep and have a gradient for
         ways_in = [routed]

@@ -69,6 +69,7 @@ class Dims:
         sequence_parallel: the residual stream is split over tp.
         imbalance_pct: tokens that the fullest expert-parallel rank receives, in percent of the mean.
         images: images per sequence.
+        split_experts: the framework splits experts over tp where the ranks allow it.
     """
 
     micro_batch: Int
@@ -82,6 +83,7 @@ class Dims:
     sequence_parallel: bool = False
     imbalance_pct: int = 100
     images: Int = 0
+    split_experts: bool = True
 
     @property
     def tokens(self) -> Int:
@@ -92,6 +94,18 @@ class Dims:
     def stream_tokens(self) -> Int:
         """Tokens of the residual stream on the rank."""
         return cdiv(self.tokens, self.tp) if self.sequence_parallel else self.tokens
+
+    @property
+    def expert_tp(self) -> Int:
+        """How many ranks split one expert: tp, or 1 where expert parallelism takes the ranks of tp, too."""
+        if not self.split_experts:
+            return 1
+        return where((self.dp * self.cp) % self.ep == 0, self.tp, 1)
+
+    @property
+    def expert_copies(self) -> Int:
+        """Ranks that hold the same experts (expert data parallelism), of those that share a sharded copy."""
+        return maximum(self.dp_shard * self.cp * self.tp // (self.ep * self.expert_tp), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +123,18 @@ class Group:
         """Elements on one tensor- and expert-parallel rank."""
         ways: Int = 1
         if self.split == "tp":
-            ways = d.tp
+            ways = self.tp(d)
         elif self.split == "kv":
             ways = minimum(d.tp, num_kv)
         if self.expert:
             ways = ways * d.ep
         return cdiv(self.numel, ways)
+
+    def tp(self, d: Dims) -> Int:
+        """Ranks that split each tensor, where it is split."""
+        if not self.split:
+            return 1
+        return d.expert_tp if self.expert else d.tp
 
 
 def groups(tensors: tuple[Tensor, ...], keep: Callable[[Tensor], bool] = lambda _: True) -> tuple[Group, ...]:
@@ -171,6 +191,40 @@ def attention_atoms(att: Attention, d: Dims, tokens: Int, length: Int) -> dict[s
     return out
 
 
+def routed_atoms(ffn: Moe, d: Dims, tokens: Int, stream: Int, hidden: int) -> dict[str, Int]:
+    """Atoms of routed tokens, of which the fullest rank of expert parallelism gets more than the mean.
+
+    p, r, rr are rows that experts work on. Where rows travel to their experts: pl leave the rank's own part of the
+    sequence, px arrive, pg are gathered from the ranks that split the experts, ps are scattered back to them, py come
+    home; each is 0 where nothing travels. es and ts are e and tk of the rank's own part of the sequence.
+    """
+
+    def uneven(rows: Int) -> Int:
+        return where(d.ep > 1, cdiv(rows * d.imbalance_pct, 100), rows)
+
+    own = stream * ffn.top_k
+    arriving = uneven(own)
+    whole = d.expert_tp == d.tp
+    routed = where(whole, uneven(tokens * ffn.top_k), arriving)
+    travels = where(d.ep > 1, 1, 0)
+    gathered = where(d.expert_tp > 1, 1, 0) if d.sequence_parallel else 0
+    return {
+        "e": tokens * ffn.num_experts,
+        "tk": tokens * ffn.top_k,
+        "es": stream * ffn.num_experts,
+        "ts": own,
+        "p": routed * hidden,
+        "r": routed * cdiv(ffn.intermediate, d.expert_tp),
+        "rr": 2 * routed * cdiv(ffn.intermediate, d.expert_tp),
+        "pl": own * hidden,
+        "px": arriving * hidden * travels,
+        "pg": routed * hidden * gathered,
+        "ps": arriving * hidden * gathered,
+        "py": own * hidden * travels,
+        "pk": own * hidden * (1 - travels),
+    }
+
+
 def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -> dict[str, Int]:
     """All atoms of one block on one rank."""
     hidden = stack.hidden_size
@@ -180,14 +234,8 @@ def block_atoms(block: Block, stack: Stack, d: Dims, tokens: Int, stream: Int) -
         out |= attention_atoms(att, d, tokens, stack.tokens or d.seq_len)
     ffn = block.ffn
     if isinstance(ffn, Moe):
-        routed = tokens * ffn.top_k
-        routed = where(d.ep > 1, cdiv(routed * d.imbalance_pct, 100), routed)
-        out["e"] = tokens * ffn.num_experts
-        out["tk"] = tokens * ffn.top_k
-        out["p"] = routed * hidden
-        out["r"] = routed * cdiv(ffn.intermediate, d.tp)
-        out["rr"] = 2 * out["r"]
-        experts, width = cdiv(ffn.num_experts, d.ep), cdiv(ffn.intermediate, d.tp)
+        out |= routed_atoms(ffn, d, tokens, stream, hidden)
+        experts, width = cdiv(ffn.num_experts, d.ep), cdiv(ffn.intermediate, d.expert_tp)
         held = experts * hidden * width
         out["Wi"], out["Wo"] = held * (2 if ffn.gated else 1), held
         out["Ei"], out["Eo"] = experts * (hidden + width * (2 if ffn.gated else 1)), experts * (hidden + width)

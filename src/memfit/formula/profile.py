@@ -94,10 +94,14 @@ class Profile:
     source: str
     modules: str = "transformers"
     fused_qkv: bool = False
+    copy_q: bool = False
+    joined_adapters: bool = False
     expand_kv: bool = False
     norm: str = "composite"
     mlp: str = "eager"
     rope: str = "composite"
+    experts: str = "local"
+    split_experts: bool = True
     sharding: str = "none"
     sharding_adapters: str = ""
     optimizer_impl: str = "foreach"

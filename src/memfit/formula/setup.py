@@ -18,7 +18,7 @@ from memfit.formula.style import Style
 from memfit.formula.tail import entry, exit_of, tail
 from memfit.formula.tape import Form, Program
 from memfit.formula.weights import FOLDED, LINEAR_ALL, Held, Training, held, matrix_share, projected_elements
-from memfit.models.architecture import Architecture, Block, Code, Mlp, Stack, Tensor
+from memfit.models.architecture import Architecture, Block, Code, Mlp, Moe, Stack, Tensor
 from memfit.units import MIB
 
 LOW = frozenset({"bf16", "fp16", "bf16-mixed", "fp16-mixed", "fp8", "mxfp8", "nvfp4"})
@@ -80,8 +80,8 @@ def split_forms(forms: tuple[Form, ...]) -> Split:
 class Kind:
     """One kind of block in one stack: programs and weights.
 
-    ``idle`` are the weights of a layer that is not trained; ``adapted``: it has adapters; ``entered`` is what a first
-    layer keeps when nothing below it trains, None where something does.
+    ``idle`` are the weights of a layer that is not trained; ``adapted``: it has adapters; ``sends``: rows travel to its
+    experts; ``entered`` is what a first layer keeps when nothing below it trains, None where something does.
     """
 
     block: Block
@@ -90,6 +90,7 @@ class Kind:
     idle: Held
     trains: bool
     adapted: bool
+    sends: bool
     entered: Form | None
     backward: Split
     recompute: Split
@@ -174,6 +175,8 @@ def _style(prof: Profile, c: Choices, scheme: Scheme) -> Style:
         norm="fused" if prof.norm == "fused" else "composite",
         mlp="fused" if prof.mlp == "fused" else "eager",
         rope="fused" if prof.rope == "fused" else "composite",
+        copy_q=prof.copy_q,
+        experts=prof.experts,  # type: ignore[arg-type]
         attention=attention,  # type: ignore[arg-type]
         masks=c.attention == "sdpa",
         compiled=c.compile,
@@ -286,10 +289,17 @@ def _kinds(
             Kind(
                 block,
                 played,
-                held(block.tensors, how, quantise=quantise, experts=block.code.expert_adapters),
+                held(
+                    block.tensors,
+                    how,
+                    quantise=quantise,
+                    experts=block.code.expert_adapters,
+                    joined=prof.joined_adapters,
+                ),
                 held(block.tensors, training, quantise=quantise, train=False),
                 st.trained or bool(st.lora),
                 any(rank for _, rank in st.lora),
+                st.experts != "local" and isinstance(block.ffn, Moe),
                 program(block, st, grad=False).kept if st.lora and not st.trained and not leaf else None,
                 split_forms(played.backward),
                 split_forms(played.recompute),

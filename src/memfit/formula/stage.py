@@ -120,7 +120,7 @@ class StageModel:
         """
         if not on:
             return dense + expert
-        return cdiv(dense, self.ways) + cdiv(expert, maximum(self.ways // self.d.ep, 1))
+        return cdiv(dense, self.ways) + cdiv(expert, self.d.expert_copies)
 
     def weights_bytes(self) -> tuple[Int, Int, Int]:
         """(resident bytes of weights, trained dense elements on the rank, trained expert elements on the rank)."""
@@ -184,7 +184,7 @@ class StageModel:
         best: Int = 0
         for part in self.parts():
             for g in part.held.trained:
-                size = cdiv(g.largest, self.d.tp if g.split else 1)
+                size = cdiv(g.largest, g.tp(self.d))
                 best = maximum(best, cdiv(size, self.ways) if self.sharded else size)
         return best
 
@@ -248,7 +248,7 @@ class StageModel:
                     for key in (group.key, f"c{group.key[1:]}"):
                         out[key] = out.get(key, 0) + size
                 if group.linear:
-                    biggest = minimum(size, cdiv(group.largest, self.d.tp if group.split else 1))
+                    biggest = minimum(size, cdiv(group.largest, group.tp(self.d)))
                     name = f"{group.key}.max"
                     out[name] = maximum(out.get(name, 0), biggest)
                     out["w.max"] = maximum(out.get("w.max", 0), biggest)

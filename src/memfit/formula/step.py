@@ -194,13 +194,15 @@ class StepModel:
         out = []
         for (index, checkpointed), places in alike.items():
             kind = tower.kinds[index]
-            if kind.adapted and not checkpointed and kind.trains:
-                out.append(self._adapted_forward(kind, places[-1]))
+            if (kind.adapted or kind.sends) and not checkpointed and kind.trains:
+                out.append(self._forward(kind, places[-1]))
             out += self._block_backward(index, checkpointed, places, stays)
         return out
 
-    def _adapted_forward(self, kind: Kind, position: int) -> Moment:
-        """Adapters work in fp32 beside each product: the last forward can be fuller than any backward."""
+    def _forward(self, kind: Kind, position: int) -> Moment:
+        """A forward pass that can be fuller than any backward: adapters work in fp32 beside each product, the code of
+        travelling experts names the rows of each leg of their journey.
+        """
         m, s = self.m, self.m.s
         atoms = m.decoder_atoms(kind)
         held = window_masks(m) if s.style.masks else 0

@@ -17,6 +17,9 @@ class Style:
         norm: ``composite`` norms keep an fp32 copy of their input and the normalised result; ``fused`` only the input.
         mlp: ``fused`` keeps gate and up only; ``eager`` also the activation's output.
         rope: ``composite`` makes temporaries of q and k; ``fused`` none.
+        copy_q: queries of a group lie beside their key in the fused projection, so that taking them is a copy.
+        experts: ``local`` computes them where the tokens are; ``sent`` sends rows to the ranks of their experts and
+            multiplies them by the router's weights when they are back; ``weighted`` multiplies inside the experts.
         attention: ``flash``; ``efficient`` (keys and values repeated to all heads); ``eager`` keeps score matrices.
         masks: attention runs through SDPA, which needs a mask tensor for windows and takes no unlike head dims.
         compiled: a compiler keeps matrix products and recomputes what is cheap.
@@ -44,6 +47,8 @@ class Style:
     norm: Literal["composite", "fused"] = "composite"
     mlp: Literal["eager", "fused"] = "eager"
     rope: Literal["composite", "fused"] = "composite"
+    copy_q: bool = False
+    experts: Literal["local", "sent", "weighted"] = "local"
     attention: Literal["flash", "efficient", "eager"] = "flash"
     masks: bool = False
     compiled: bool = False

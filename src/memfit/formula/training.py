@@ -10,6 +10,7 @@ from memfit.errors import JobError
 from memfit.formula.dims import Dims, Int, maximum, where
 from memfit.formula.host import host_bytes
 from memfit.formula.profile import Profile, select
+from memfit.formula.profile import names as profile_names
 from memfit.formula.profile import profile as profile_of
 from memfit.formula.resolve import Resolved
 from memfit.formula.runtime import CONTEXT_BYTES, nccl_bytes
@@ -60,7 +61,15 @@ def dims_of(resolved: Resolved, numeric: Mapping[str, Any] | None = None) -> Dim
         sequence_parallel=bool(v["sequence_parallel"]),
         imbalance_pct=round(extra.get("moe_imbalance", 1.0) * 100),
         images=int(extra.get("images", 0)),
+        split_experts=_splits_experts(v),
     )
+
+
+def _splits_experts(values: Mapping[str, Any]) -> bool:
+    """Whether the job's framework splits experts over tensor parallelism; engines that serve do."""
+    if values["framework"] not in profile_names():
+        return True
+    return profile_of(select(values["framework"], values["framework_version"])).split_experts
 
 
 def card_of(resolved: Resolved) -> dict[str, Any]:

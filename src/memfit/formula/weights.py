@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from memfit.formula.dims import Dims, Group, Int, groups
+from memfit.formula.roles import role_of
 from memfit.models.architecture import Architecture, Block, Tensor
 
 LINEAR_ALL = "all-linear"
@@ -161,15 +162,19 @@ def held(
     quantise: Callable[[Tensor], bool],
     train: bool = True,
     experts: str = "linear",
+    joined: bool = False,
 ) -> Held:
     """Sort tensors into trained, frozen as they are, and frozen in the storage dtype.
 
-    ``experts``: how adapters reach them, see ``architecture.Code``.
+    ``experts``: how adapters reach them, see ``architecture.Code``; ``joined``: q, k and v are one projection with one
+    adapter, gate and up, too.
     """
     trains = how.trains if train else (lambda _: False)
     sizes: dict[tuple[bool, bool], int] = {}
     for t in tensors:
         n = adapter_elements((t,), how, experts=experts) if train and not trains(t) else 0
+        if n and joined and _beside_adapted(t, tensors, how):
+            n -= how.rank * (math.prod(t.shape) // t.shape[0]) * t.count  # the first one's A serves all
         if n:
             key = (t.expert, t.tp_dim is not None)
             sizes[key] = sizes.get(key, 0) + n
@@ -181,6 +186,16 @@ def held(
         groups(tensors, lambda t: not trains(t) and quantise(t)),
         adapters,
     )
+
+
+_FIRST = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Projections that a fused one holds behind its first."""
+
+
+def _beside_adapted(t: Tensor, tensors: tuple[Tensor, ...], how: Training) -> bool:
+    """Whether a fused projection holds this one behind another that has an adapter."""
+    first = _FIRST.get(role_of(t.role, t))
+    return any(o.part == t.part and role_of(o.role, o) == first and how.adapts(o.role, o) for o in tensors)
 
 
 UNBOUND = 1 << 30

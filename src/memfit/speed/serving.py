@@ -104,7 +104,8 @@ class _Server:
         """One step over ``sequences`` sequences with ``new`` tokens each behind ``past`` in the cache."""
         v, arch = self.v, self.arch
         # experts are spread over the tensor-parallel ranks; a larger ep spreads them over attention's copies too
-        d = Dims(micro_batch=sequences, seq_len=new, tp=v["tp"], ep=max(v["ep"] // v["tp"], 1))
+        copies = max(v["ep"] // v["tp"], 1)
+        d = Dims(micro_batch=sequences, seq_len=new, dp=copies, tp=v["tp"], ep=copies)
         tokens = sequences * new
         total = Seconds()
         for block, number, passes in _works(arch, self.eager, bool(self.engine["launches"])):

@@ -16,7 +16,7 @@ from memfit.speed.data import read
 ROUTED = frozenset({"p", "r", "rr"})
 """Atoms whose rows are routed tokens."""
 
-MOVES = frozenset({"all-gather", "reduce-scatter"})
+MOVES = frozenset({"all-gather", "all-to-all", "reduce-scatter"})
 """Operations that are collectives, not kernels."""
 
 SCORES = frozenset({"scores", "context"})
