@@ -110,7 +110,10 @@ class Dims:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensors that are split alike: ``numel`` elements, split over tp (``split``: "tp", "kv" or "") and over ep."""
+    """Tensors that are split alike: ``numel`` elements, split over tp (``split``: "tp", "kv" or "") and over ep.
+
+    ``pieces``: elements of each tensor, and how many of them there are.
+    """
 
     key: str
     numel: int
@@ -118,17 +121,23 @@ class Group:
     expert: bool
     linear: bool
     largest: int
+    pieces: tuple[tuple[int, int], ...] = ()
 
     def local(self, d: Dims, num_kv: int) -> Int:
         """Elements on one tensor- and expert-parallel rank."""
-        ways: Int = 1
-        if self.split == "tp":
-            ways = self.tp(d)
-        elif self.split == "kv":
-            ways = minimum(d.tp, num_kv)
+        ways = self.ways(d, num_kv)
         if self.expert:
             ways = ways * d.ep
         return cdiv(self.numel, ways)
+
+    def ways(self, d: Dims, num_kv: int) -> Int:
+        """Ranks of tensor parallelism that each tensor is split over."""
+        return minimum(d.tp, num_kv) if self.split == "kv" else self.tp(d)
+
+    def tensors(self, d: Dims, num_kv: int) -> list[tuple[Int, Int]]:
+        """(elements of one tensor, tensors) on one rank, for each size."""
+        ways, ranks = self.ways(d, num_kv), d.ep if self.expert else 1
+        return [(cdiv(numel, ways), cdiv(count, ranks)) for numel, count in self.pieces]
 
     def tp(self, d: Dims) -> Int:
         """Ranks that split each tensor, where it is split."""
@@ -140,14 +149,22 @@ class Group:
 def groups(tensors: tuple[Tensor, ...], keep: Callable[[Tensor], bool] = lambda _: True) -> tuple[Group, ...]:
     """Tensors summed by what decides how they are split."""
     sums: dict[tuple[str, str, bool, bool], list[int]] = {}
+    pieces: dict[tuple[str, str, bool, bool], dict[int, int]] = {}
     for t in tensors:
         if t.buffer or not keep(t):
             continue
         split = "" if t.tp_dim is None else ("kv" if t.role in ("k_proj", "v_proj") else "tp")
-        entry = sums.setdefault((tensor_atom(t), split, t.expert, t.linear), [0, 0])
+        key = (tensor_atom(t), split, t.expert, t.linear)
+        entry = sums.setdefault(key, [0, 0])
+        each = math.prod(t.shape)
         entry[0] += t.numel
-        entry[1] = max(entry[1], math.prod(t.shape))
-    return tuple(Group(k, n, split, expert, linear, big) for (k, split, expert, linear), (n, big) in sums.items())
+        entry[1] = max(entry[1], each)
+        mine = pieces.setdefault(key, {})
+        mine[each] = mine.get(each, 0) + t.count
+    return tuple(
+        Group(k, n, split, expert, linear, big, tuple(pieces[k, split, expert, linear].items()))
+        for (k, split, expert, linear), (n, big) in sums.items()
+    )
 
 
 def attention_atoms(att: Attention, d: Dims, tokens: Int, length: Int) -> dict[str, Int]:

@@ -95,7 +95,8 @@ class Profile:
     modules: str = "transformers"
     fused_qkv: bool = False
     copy_q: bool = False
-    joined_adapters: bool = False
+    joined: bool = False
+    leaf: bool = False
     expand_kv: bool = False
     norm: str = "composite"
     mlp: str = "eager"

@@ -262,7 +262,7 @@ def _own_module(block: Block, prof: Profile) -> Block:
 
 def _leaf(prof: Profile, c: Choices) -> bool:
     """Whether the embedding's output is made to require a gradient, for the checkpoints of frozen layers."""
-    return prof.modules == "transformers" and c.checkpointing != "none" and not c.training.full
+    return (prof.modules == "transformers" or prof.leaf) and c.checkpointing != "none" and not c.training.full
 
 
 def _tower(stack: Stack, style: Style, c: Choices, prof: Profile, frozen: Dtype) -> Tower:
@@ -294,7 +294,7 @@ def _kinds(
                     how,
                     quantise=quantise,
                     experts=block.code.expert_adapters,
-                    joined=prof.joined_adapters,
+                    joined=prof.joined,
                 ),
                 held(block.tensors, training, quantise=quantise, train=False),
                 st.trained or bool(st.lora),

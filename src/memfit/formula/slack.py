@@ -5,7 +5,8 @@ Causes, seen by replaying played steps (``timeline.py``) through the simulated a
 - a free block serves only the stream it was allocated on, so sharded runs add up the peaks of their streams: gathered
   weights, reductions with the gradient shards, and everything else;
 - large freed blocks (logits) are cut by smaller requests and are not whole again when the next step wants them;
-- optimizer states are made at the end of the first step, inside memory that activations had used.
+- optimizer states are made at the end of the first step, inside memory that activations had used;
+- what ``segments.py`` counts.
 
 With expandable segments only the first cause is left.
 """
@@ -19,11 +20,11 @@ from typing import Any
 from memfit.formula.dims import Int
 from memfit.ledger import Band
 
-FLAT = {"logits": 15, "kept": 4, "block": 4}
+FLAT = {"logits": 12, "kept": 3, "block": 25, "unfilled": 88, "uneven": 170, "first_pass": 85}
 LATE = {"logits": 30, "kept": 1, "block": 25, "states": 12}
 """Percent of each entry that is lost to splitting, by least squares over simulated steps (``benchmarks/slack.py``
-prints the fit and its residual): FLAT where the optimizer's memory exists before the first step in flat buffers, LATE
-where states are made tensor by tensor at its end."""
+prints the fit and its residual): FLAT where gradients stand in buffers from the start (its last three are those of
+``segments.py``, in jobs with experts, tensor and pipeline parallelism), LATE where they come and go."""
 
 
 RESERVED_ABOVE = {False: 0.14, True: 0.18}

@@ -55,6 +55,10 @@ ENTRIES: dict[str, tuple[Component, str]] = {
 """Entry -> (component, what it is), in the order a ledger shows them."""
 
 
+AT_LOGITS = frozenset({"loss", "gradient of the logits"})
+"""Moments at which logits exist whole and no layer runs."""
+
+
 class Moment(NamedTuple):
     """One moment of the step: its name and the bytes of each entry."""
 

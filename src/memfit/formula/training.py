@@ -15,11 +15,12 @@ from memfit.formula.profile import profile as profile_of
 from memfit.formula.resolve import Resolved
 from memfit.formula.runtime import CONTEXT_BYTES, nccl_bytes
 from memfit.formula.schedule import distinct, stages
+from memfit.formula.segments import first_pass, idle
 from memfit.formula.setup import Setup, choices, setup
 from memfit.formula.sharding import stream_pools, whole_grads
 from memfit.formula.slack import fragments
 from memfit.formula.stage import Stage, StageModel
-from memfit.formula.step import ENTRIES, Moment, StepModel
+from memfit.formula.step import AT_LOGITS, ENTRIES, Moment, StepModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,9 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
         peak = Moment("", "", {name: _pick(which, [m.parts.get(name, 0) for m in moments]) for name in ENTRIES})
     streams = stream_pools(model)
     late = not s.scheme.always
+    growing = grows(s.profile, rocm=s.choices.rocm)
+    empty = {} if growing or late else idle(model)
+    apart = {} if growing or late else {**empty, "first_pass": first_pass(model)}
     reserved: Int = top
     for moment, total in zip(moments, totals, strict=True):
         held = total
@@ -166,8 +170,9 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
             # reduced gradients and reductions live on streams of their own: their peak adds to that of everything else
             reduced = 0 if whole_grads(model) else moment.parts.get("grads", 0)
             held = maximum(total, total - reduced + streams)
-        if not grows(s.profile, rocm=s.choices.rocm):
-            held = held + fragments(moment.parts, states_late=late)
+        if not growing:
+            beside = apart if moment.what in AT_LOGITS else empty
+            held = held + fragments({**moment.parts, **beside}, states_late=late)
         reserved = maximum(reserved, held)
     slack = reserved - top
     return StagePeak(stage, moments, peak, slack, host_bytes(model), which)
