@@ -13,6 +13,7 @@ from memfit.formula import profile as profiles
 from memfit.formula.arrays import evaluate
 from memfit.formula.resolve import resolve
 from memfit.formula.schedule import distinct, in_flight, split_by_cost, split_layers, split_ranks, stages
+from memfit.formula.sharding import embedding_hole
 from memfit.formula.training import rank_layers
 from memfit.job import from_kwargs
 from memfit.models import catalog
@@ -245,3 +246,12 @@ def test_layers_that_are_not_the_models_are_an_error():
         estimate(model="llama-3.1-8b", framework="megatron", pp_layers=(7, 8, 8, 8))
     with pytest.raises(JobError, match="32 layers on 4 ranks do not split 32 over pp 8"):
         evaluate(from_kwargs(model="llama-3.1-8b", framework="megatron", pp_layers=(7, 9, 9, 7)), pp=[8])
+
+
+def test_a_first_stage_without_logits_has_no_room_for_the_embeddings_reduction():
+    fields = {"model": "llama-3.1-8b", "framework": "torch", "precision": "bf16-mixed", "zero": 3, "dp": 4, "pp": 2}
+    first, last = models_of(**fields)
+    embedding = 128256 * 4096
+    assert embedding_hole(first) == embedding * 4
+    assert embedding_hole(last) == 0
+    assert embedding_hole(models_of(**{**fields, "pp": 1})[0]) == 0

@@ -141,3 +141,16 @@ def stream_pools(m: StageModel) -> Int | None:
         shards = 0
     flat = unit * (m.s.scheme.reduce or m.s.width) if sh.flat_on_reduce and m.c.training.full else 0
     return where(m.ways > 1, gather + shards + flat, 0)
+
+
+def embedding_hole(m: StageModel) -> Int:
+    """Bytes that a first stage without logits adds for the reduction input of its embedding.
+
+    FSDP2 makes the input in one piece on the compute stream, when what layers kept has left holes as large as one of
+    their tensors. Where logits were, there is room for it.
+    """
+    sh = m.s.sharding
+    if not m.sharded or not sh.reduce_units or sh.flat_on_reduce or m.stage.last or not m.stage.first:
+        return 0
+    width = m.s.scheme.reduce or m.s.width
+    return where(m.ways > 1, local(m.s.embedding.trained, m.d) * width, 0)

@@ -8,7 +8,7 @@ Causes, seen by replaying played steps (``timeline.py``) through the simulated a
 - optimizer states are made at the end of the first step, inside memory that activations had used;
 - what ``segments.py`` counts.
 
-With expandable segments only the first cause is left.
+With expandable segments only the first cause is left, and the embedding's reduction input on a first pipeline stage.
 """
 
 from __future__ import annotations

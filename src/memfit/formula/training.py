@@ -17,7 +17,7 @@ from memfit.formula.runtime import CONTEXT_BYTES, nccl_bytes
 from memfit.formula.schedule import distinct, stages
 from memfit.formula.segments import first_pass, idle
 from memfit.formula.setup import Setup, choices, setup
-from memfit.formula.sharding import stream_pools, whole_grads
+from memfit.formula.sharding import embedding_hole, stream_pools, whole_grads
 from memfit.formula.slack import fragments
 from memfit.formula.stage import Stage, StageModel
 from memfit.formula.step import AT_LOGITS, ENTRIES, Moment, StepModel
@@ -158,7 +158,7 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
         peak = Moment(chosen.phase, chosen.what, {**_NOTHING, **chosen.parts})
     else:
         peak = Moment("", "", {name: _pick(which, [m.parts.get(name, 0) for m in moments]) for name in ENTRIES})
-    streams = stream_pools(model)
+    streams, hole = stream_pools(model), embedding_hole(model)
     late = not s.scheme.always
     growing = grows(s.profile, rocm=s.choices.rocm)
     empty = {} if growing or late else idle(model)
@@ -169,7 +169,7 @@ def stage_peak(s: Setup, d: Dims, stage: Stage) -> StagePeak:
         if streams is not None:
             # reduced gradients and reductions live on streams of their own: their peak adds to that of everything else
             reduced = 0 if whole_grads(model) else moment.parts.get("grads", 0)
-            held = maximum(total, total - reduced + streams)
+            held = maximum(total, total - reduced + streams) + hole
         if not growing:
             beside = apart if moment.what in AT_LOGITS else empty
             held = held + fragments({**moment.parts, **beside}, states_late=late)
