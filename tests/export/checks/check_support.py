@@ -19,9 +19,11 @@ from memfit.export import Export, export
 from memfit.export.folder import write_files
 
 __all__ = [
-    "PROGRAMS", "TINY", "accepted", "base", "export", "job", "losses", "run", "tiny", "tokens", "torchrun", "trainer",
+    "LAUNCHED", "PROGRAMS", "TINY", "accepted", "base", "export", "job", "losses", "run", "tiny", "tokens", "torchrun",
 ]  # fmt: skip
 BIN = Path(sys.executable).parent
+LAUNCHED = Path(__file__).with_name("launched.py")
+"""Stands before a script that runs on several processes."""
 
 
 def accepted(name: str) -> Iterator[tuple[str, Export]]:
@@ -106,9 +108,4 @@ def losses(text: str) -> list[float]:
 
 def torchrun(*words: Any) -> list[Any]:
     """A script (or ``-m`` and a module) on two processes of this machine."""
-    return ["torchrun", "--standalone", "--nproc-per-node", "2", *words]
-
-
-def trainer(*words: Any) -> list[Any]:
-    """As `torchrun`, for programs that leave the end of their process group to the interpreter."""
-    return torchrun(Path(__file__).with_name("launched.py"), *words)
+    return ["torchrun", "--standalone", "--nproc-per-node", "2", LAUNCHED, *words]

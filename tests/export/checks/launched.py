@@ -1,8 +1,8 @@
-"""Runs a script (PATH ...) or a module (-m NAME ...) as the main program, then leaves without freeing what DDP holds.
+"""Runs a script (PATH ...) or a module (-m NAME ...) as the main program, then leaves without ending process groups.
 
-A process that frees a DDP model holds the interpreter's lock while it waits for gloo's thread to end, and that thread
-may be waiting for the same lock to free the last collective's tensor: torch 2.13 on CPUs hangs now and then when the
-Trainer goes out of scope. What is checked here has been printed by then.
+A process that frees a process group of gloo holds the interpreter's lock while it waits for the group's threads, and
+one of them may be waiting for the same lock to free the last collective's tensor: torch 2.13 on CPUs hangs now and then
+when a DDP model goes out of scope or the group is destroyed. What is checked here has been printed by then.
 """
 
 import os
@@ -10,6 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 held = []
@@ -21,7 +22,12 @@ def hold(self: DistributedDataParallel, *words: object, **named: object) -> None
     initialise(self, *words, **named)
 
 
+def leave(*_: object, **__: object) -> None:
+    """The group ends with the process."""
+
+
 DistributedDataParallel.__init__ = hold
+torch.distributed.destroy_process_group = leave
 _, *sys.argv = sys.argv
 if sys.argv[0] == "-m":
     del sys.argv[0]

@@ -14,7 +14,7 @@ pytest.importorskip("trl")
 pytest.importorskip("accelerate")
 
 import yaml  # noqa: E402
-from check_support import accepted, losses, run, tiny, tokens, torchrun, trainer  # noqa: E402
+from check_support import LAUNCHED, accepted, losses, run, tiny, tokens, torchrun  # noqa: E402
 
 STEPS = ("--steps", "3", "--data", "../tokens.pt")
 
@@ -169,7 +169,7 @@ def test_accelerate_launches_the_loop(reference, name):
     folder = tiny("accelerate", root / f"accelerate-{name}", precision="fp32", zero=3 if name == "fsdp" else 0)
     path = folder / "accelerate.yaml"
     path.write_text(path.read_text().replace("use_cpu: false", "use_cpu: true"))
-    words = ["accelerate", "launch", "--config_file", "accelerate.yaml", "train.py", *STEPS]
+    words = ["accelerate", "launch", "--config_file", "accelerate.yaml", LAUNCHED, "train.py", *STEPS]
     found = losses(run(words, folder, ACCELERATE_USE_CPU="true"))
     assert found == pytest.approx(wanted, abs=2e-3)
 
@@ -177,7 +177,7 @@ def test_accelerate_launches_the_loop(reference, name):
 @pytest.mark.parametrize("fields", [{"zero": 0}, {"zero": 3, "framework": "torch", "checkpointing": "full"}])
 def test_the_trainer_script_runs(tmp_path, fields):
     tiny("transformers", tmp_path, precision="fp32", **fields)
-    text = run(trainer("train.py", "training.yaml", "--cpu"), tmp_path)
+    text = run(torchrun("train.py", "training.yaml", "--cpu"), tmp_path)
     assert "train_loss" in text
 
 
@@ -191,7 +191,7 @@ def test_trl_trains(tmp_path, fields):
     data.mkdir()
     rows = [{"text": "the memory of a card holds what a step needs " * 8}] * 64
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = trainer("-m", "trl.scripts.sft", "--config", "sft.yaml")  # accelerate starts one process without a GPU
+    words = torchrun("-m", "trl.scripts.sft", "--config", "sft.yaml")  # accelerate starts one process without a GPU
     extra = ["--dataset_name", str(data), "--use_cpu", "true", "--max_steps", "2", "--report_to", "none"]
     text = run([*words, *extra, "--save_strategy", "no"], tmp_path)
     assert "train_loss" in text
