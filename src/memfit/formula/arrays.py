@@ -14,10 +14,9 @@ from memfit.errors import MemfitError
 from memfit.formula.dims import Dims
 from memfit.formula.resolve import Resolved, resolve
 from memfit.formula.runtime import nccl_bytes
-from memfit.formula.setup import choices, setup
 from memfit.formula.slack import needed
 from memfit.formula.step import ENTRIES
-from memfit.formula.training import card_of, context_bytes, dims_of, peaks
+from memfit.formula.training import context_bytes, dims_of, peaks, setup_of
 from memfit.job import Job
 
 if TYPE_CHECKING:
@@ -179,8 +178,8 @@ def _slice(
 ) -> None:
     import numpy as np
 
-    s = setup(resolved.arch, choices(group, num_layers=resolved.arch.num_layers, **card_of(resolved)))
-    d: Dims = dims_of(replace(resolved, values=group), numeric)
+    base = replace(resolved, values=group)
+    s, d = setup_of(base), dims_of(base, numeric)
     found = peaks(s, d, every=False)
     top = np.full(len(rows), -1, dtype=np.int64)
     allocated, host = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
@@ -210,8 +209,8 @@ def _singly(
     parts: Mapping[str, Any] | None,
 ) -> None:
     """The same as ``_slice``, one job after the other."""
-    s = setup(resolved.arch, choices(group, num_layers=resolved.arch.num_layers, **card_of(resolved)))
     base = replace(resolved, values=group)
+    s = setup_of(base)
     for place, row in enumerate(rows.tolist()):
         d: Dims = dims_of(base, {name: column[place].item() for name, column in numeric.items()})
         fullest = max(peaks(s, d, every=False), key=lambda p: p.reserved)  # of equal ones the first

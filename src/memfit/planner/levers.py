@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memfit.planner.capabilities import Capability, allowed, variant
+from memfit.planner.capabilities import Capability, allowed
 
 BRANCHED = (
     "precision", "optimizer", "optimizer_in_backward", "attention", "loss", "zero", "sequence_parallel",
@@ -110,7 +110,6 @@ def values_of(
         allow: changes of results that the user permits.
         has_bf16, has_fp8, has_fp4: what the card multiplies.
     """
-    cap = variant(cap.name, base["framework_version"])
     if lever == "precision":
         can = {"bf16": has_bf16, "fp8": has_fp8, "mxfp8": has_fp4, "nvfp4": has_fp4}
         more = [p for p in allowed(allow, lever) if p in cap.precisions and can[p]]

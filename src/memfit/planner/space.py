@@ -21,7 +21,7 @@ from memfit.job import Job, Strategy
 from memfit.job.checks import faults
 from memfit.models.architecture import Architecture, Mlp, Moe
 from memfit.planner import levers
-from memfit.planner.capabilities import Capability, capability, check_framework, default_framework, excluded
+from memfit.planner.capabilities import Capability, check_framework, default_framework, excluded, variant
 from memfit.speed.step import Units, machine_of
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def make_space(
     resolved = resolve(replace(job, task=task, strategy=strategy, hardware=hardware))
     check_split({**resolved.values, "pp_layers": job.strategy.pp_layers}, resolved.arch.num_layers)
     cluster = make_cluster(gpu, gpus, gpus_per_node=job.hardware.gpus_per_node)
-    cap = capability(framework)
+    cap = variant(framework, resolved.values["framework_version"])
     values: dict[str, Any] = {**resolved.values, "gpus_per_node": cluster.gpus_per_node, "gpus": gpus}
     if "precision" not in stated and "bf16" not in gpu.flops and values["precision"].startswith("bf16"):
         values["precision"] = values["precision"].replace("bf16", "fp16")

@@ -149,9 +149,8 @@ def least_seconds(
 ) -> Floats:
     """Seconds that no step is shorter than, however the layers are split over the ranks of a pipeline.
 
-    The slowest rank takes at least the mean of all; of the rest of a step only the bubble and
-    the wait for the slowest node are counted. One structure
-    is evaluated for all pipelines, so that this costs a small part of ``evaluate``.
+    The slowest rank takes at least the mean of all; of the rest of a step only the bubble and the wait for the slowest
+    node are counted. One structure is evaluated for all pipelines, so that this costs a small part of ``evaluate``.
 
     Args:
         job: the job that states everything else; its own pipeline counts for nothing.

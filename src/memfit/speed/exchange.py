@@ -130,9 +130,9 @@ class Exchange:
         one = self._shown(gather, forward, 0.0) * self.blocks + gather + entry + out
         if stays_gathered(self.model):  # reduced when the last micro-batch is through
             return one + self._regathered(gather, forward, backward, out) + reduce * self.blocks + leave + into
-        quiet = self._shown(again, backward, 0.0) * self.blocks + (out if s.choices.reshard else 0.0)
-        busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce + leave + into
-        busy = busy + (out if s.choices.reshard else 0.0)
+        back = out if s.choices.reshard else 0.0
+        quiet = self._shown(again, backward, 0.0) * self.blocks + back
+        busy = self._shown(again + reduce, backward, 0.0) * self.blocks + reduce + leave + into + back
         micro = self.d.grad_accum
         held = micro - 1 if whole_grads(self.model) else 0  # micro-batches after which nothing is reduced
         return one * micro + quiet * held + busy * (micro - held)

@@ -157,23 +157,32 @@ class _Server:
         waits = float(step.launches) * self.c.host_s * NO_GRADIENTS * each - float(step.device)
         return float(self.engine["step_s"]) + max(waits, 0.0)
 
-    def prefill(self, sequences: int, prompt: int, host: float) -> float:
-        """Seconds to read the prompts of ``sequences`` requests that share a step; ``host``: see `host`."""
-        step = self.run(sequences, prompt, 0, decode=False)
+    def prefill(self, sequences: int, prompt: int) -> Seconds:
+        """The step that reads the prompts of ``sequences`` requests."""
+        return self.run(sequences, prompt, 0, decode=False)
+
+    def whole(self, step: Seconds, host: float) -> float:
+        """Seconds of a step that reads prompts; ``host``: as `host` takes it."""
         return float(step.device) + self.host(step, host) + self.hop
 
-    def first(self, prompt: int, output: int, own: float) -> float:
-        """Seconds from a request to its first token; ``own`` of a decode step, without prompts between."""
+    def first(self, single: Seconds, prompt: int, output: int, own: float) -> float:
+        """Seconds from a request to its first token.
+
+        Args:
+            single: the step that reads one prompt.
+            prompt, output: tokens of a request.
+            own: seconds of a decode step, without prompts between.
+        """
         around, each = float(self.engine["request_s"]), float(self.engine["prompt_host"])
         if not self.engine["refills"]:
-            return around + self.prefill(self.mine, prompt, each)
-        alone = self.prefill(1, prompt, each)
+            return around + self.whole(self.prefill(self.mine, prompt), each)
+        alone = self.whole(single, each)
         if self.mine == 1:
             return around + alone
         # at the start all come at once, and as many as fit share a step
         together = max(1, min(self.mine, step_tokens(self.v, self.mine * prompt) // prompt))
         steps = -(-self.mine // together)
-        burst = (steps + 1) / 2 * self.prefill(together, prompt, each)
+        burst = (steps + 1) / 2 * self.whole(self.prefill(together, prompt), each)
         # later, one comes when another ends: it waits for the step that runs, and for prompts before its own
         queue = min(alone / (2 * output * own), 1.0) * (self.mine - 1) * alone
         return around + AT_ONCE * burst + (1 - AT_ONCE) * (alone + own / 2 + queue)
@@ -220,10 +229,11 @@ def latency(job: Job | Resolved, *, calibration: Calibration | None = None) -> L
         parts[name] = float(step.parts[name])
     parts["pp"] = server.hop
     parts["host"] = server.host(step, float(server.engine["launches"]))
-    ttft = server.first(prompt, output, sum(parts.values()))
+    single = server.prefill(1, prompt)
+    ttft = server.first(single, prompt, output, sum(parts.values()))
     if server.engine["refills"]:
         # while a request makes its tokens, each of the others starts once, beside decoding
-        parts["refills"] = (server.mine - 1) * server.prefill(1, prompt, 0.0) / output
+        parts["refills"] = (server.mine - 1) * server.whole(single, 0.0) / output
     tpot = 0.0
     for value in parts.values():
         tpot = tpot + value
